@@ -1,0 +1,38 @@
+# Everything a fresh machine needs: `make demo` runs the main job, `make test` passes the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint clean
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q torch==2.13.0
+	$(BIN)/pip install -q -e '.[server,sim,train,test]'
+	# robosuite and hf-libero pin each other out and pull CUDA builds: their needs are in [sim] instead.
+	$(BIN)/pip install -q --no-deps robosuite==1.5.2 hf-libero==0.1.4 gym-pusht==0.1.8 bddl==1.0.1
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/wam --help
+
+test: lint
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow
+
+.typing: $(STAMP)
+	mkdir -p .typing/wamserve
+	for room in action_codec embodiments clients policy_server sim_eval training; do \
+	  ln -sfn ../../$$room .typing/wamserve/$$room; done
+
+lint: $(STAMP) .typing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.typing $(BIN)/mypy -p wamserve
+
+clean:
+	rm -rf $(VENV) .typing build *.egg-info

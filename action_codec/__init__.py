@@ -1,0 +1,1 @@
+"""Pure maths of actions: rotations, SE(3) deltas, block layouts, normalizers, chunk switching."""

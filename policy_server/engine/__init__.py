@@ -1,0 +1,1 @@
+"""The low-latency runtime around the network."""

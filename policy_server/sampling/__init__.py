@@ -1,0 +1,1 @@
+"""Flow-matching sampling: schedule, UniPC, guidance, noise."""

@@ -1,0 +1,1 @@
+"""The websocket server. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Tasks, rollouts, metrics, statistics, run store and reports."""

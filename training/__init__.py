@@ -1,0 +1,1 @@
+"""The post-training recipe and demonstration generation behind the shipped checkpoints."""

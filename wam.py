@@ -1,0 +1,65 @@
+"""The front door: `wam VERB ...`. Each verb imports its room only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+# verb -> ("module:function", one line of help). tyro reads the function's signature.
+VERBS: dict[str, tuple[str, str]] = {}
+
+
+def usage() -> str:
+    width = max((len(verb) for verb in VERBS), default=0)
+    lines = [f"  wam {verb:<{width}}  {help_}" for verb, (_, help_) in VERBS.items()]
+    return "\n".join(
+        ["wam: serve and score world-action models", "", *lines, "", "wam VERB --help says more."]
+    )
+
+
+def resolve(words: list[str]) -> tuple[str, list[str]] | None:
+    """The longest verb that `words` starts with, and what follows it."""
+    for count in range(min(3, len(words)), 0, -1):
+        verb = " ".join(words[:count])
+        if verb in VERBS:
+            return verb, words[count:]
+    return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"wamserve {version('wamserve')}")
+        return 0
+    found = resolve(words)
+    if found is None:
+        from difflib import get_close_matches
+
+        wanted = " ".join(word for word in words[:2] if not word.startswith("-"))
+        near = get_close_matches(wanted, VERBS, n=3, cutoff=0.4)
+        print(f"wam: no verb {wanted!r}; nearest: {', '.join(near) or 'none'}\n\n{usage()}", file=sys.stderr)
+        return 2
+    verb, rest = found
+
+    import tyro
+
+    from wamserve.action_codec.errors import WamError
+
+    module, function = VERBS[verb][0].split(":")
+    try:
+        code = tyro.cli(getattr(import_module(module), function), prog=f"wam {verb}", args=rest)
+    except WamError as error:
+        print(f"wam {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return int(code or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
