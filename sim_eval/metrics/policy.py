@@ -45,7 +45,9 @@ def coverage_score(
     Raises CodecError for an empty table, a coverage outside 0..1, or a best below its final.
     """
     if not len(starts) == len(final) == len(best) or not starts:
-        raise CodecError("coverage needs rows", seen=f"{len(starts)} starts, {len(final)} final, {len(best)} best")
+        raise CodecError(
+            "coverage needs rows", seen=f"{len(starts)} starts, {len(final)} final, {len(best)} best"
+        )
     final_array, best_array = np.asarray(final, dtype=np.float64), np.asarray(best, dtype=np.float64)
     if not ((final_array >= 0) & (best_array <= 1) & (best_array >= final_array)).all():
         raise CodecError("coverage is a share of the goal area with 0 <= final <= best <= 1")

@@ -115,7 +115,9 @@ def _poses(poses: np.ndarray) -> np.ndarray:
     rotation = poses[:, :3, :3]
     off = np.abs(np.swapaxes(rotation, -1, -2) @ rotation - np.eye(3)).max()
     if not off < 1e-4:  # NaN lands here too; a float32 rotation is within 1e-6
-        raise CodecError("a pose's rotation is not orthonormal", seen=f"error {off:.3g}", expected="below 1e-4")
+        raise CodecError(
+            "a pose's rotation is not orthonormal", seen=f"error {off:.3g}", expected="below 1e-4"
+        )
     return poses
 
 

@@ -41,7 +41,9 @@ def decibel(mse: float | np.ndarray) -> np.ndarray:
         return 10.0 * np.log10(PEAK**2 / np.asarray(mse, dtype=np.float64))
 
 
-def psnr_global(predicted: np.ndarray, recorded: np.ndarray, conditioning: int = CONDITIONING_FRAMES) -> float:
+def psnr_global(
+    predicted: np.ndarray, recorded: np.ndarray, conditioning: int = CONDITIONING_FRAMES
+) -> float:
     """PSNR [dB] of one squared error pooled over time, pixels and channels (the published FD number)."""
     return float(decibel(squared_error_per_frame(predicted, recorded)[_tail(recorded, conditioning)].mean()))
 
@@ -173,7 +175,9 @@ def squared_error_per_frame(predicted: np.ndarray, recorded: np.ndarray) -> np.n
     """Mean squared error of each frame in squared uint8 levels, float64 [T]."""
     _alike(predicted, recorded)
     out = np.empty(len(recorded), dtype=np.float64)
-    for t in range(len(recorded)):  # frame by frame: a float64 copy of a long clip would not fit small machines
+    for t in range(
+        len(recorded)
+    ):  # frame by frame: a float64 copy of a long clip would not fit small machines
         gap = predicted[t].astype(np.float64) - recorded[t]
         out[t] = (gap * gap).mean()
     return out
