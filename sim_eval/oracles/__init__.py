@@ -1,0 +1,1 @@
+"""Scripted policies with privileged sight: they prove that a task can be solved as its contract says."""

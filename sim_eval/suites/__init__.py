@@ -1,0 +1,1 @@
+"""Simulators behind the Task protocol, one module each, imported only when a task of theirs is made."""
