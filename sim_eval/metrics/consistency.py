@@ -1,4 +1,4 @@
-"""Whether a policy's own video says what its actions did: imagined frames of a chunk against executed ones."""
+"""Whether a policy's own video says what its actions did: imagined against executed frames of a chunk."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def relative_pose_errors(predicted: np.ndarray, recorded: np.ndarray) -> tuple[n
 
 
 def absolute_position_errors(predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """Distance [m] of each pose's position after moving both trajectories to start at identity, float64 [N + 1]."""
+    """Distance [m] of each pose after moving both trajectories to start at identity, float64 [N + 1]."""
     recorded, predicted = _poses(recorded), _poses(predicted)
     _same_length(predicted, recorded)
     from_start = _inverse(recorded[:1]) @ recorded, _inverse(predicted[:1]) @ predicted

@@ -1,4 +1,4 @@
-"""How close a predicted video is to the recorded one: PSNR, SSIM, moving regions, views, horizon, sensitivity.
+"""How close a predicted video is to the recorded one: PSNR, SSIM, moving regions, action sensitivity.
 
 Videos are uint8 [T, h, w, 3] RGB. Frame 0 is the conditioning frame: the model was given it, so it tells
 nothing about prediction and raises every average. All functions leave it out unless `conditioning=0`.
@@ -58,7 +58,7 @@ def psnr_per_frame(
 def psnr_frame_mean(
     predicted: np.ndarray, recorded: np.ndarray, conditioning: int = CONDITIONING_FRAMES
 ) -> float:
-    """Mean over frames of the per-frame PSNR [dB]; never below `psnr_global`, and +inf if one frame is exact."""
+    """Mean over frames of the per-frame PSNR [dB]; at least `psnr_global`, +inf if one frame is exact."""
     return float(psnr_per_frame(predicted, recorded, conditioning).mean())
 
 
@@ -80,7 +80,7 @@ def psnr_by_horizon(
 ) -> np.ndarray:
     """PSNR [dB] by horizon over several (predicted, recorded) clips, float64 [longest T - conditioning].
 
-    The squared errors are pooled over the clips that reach a horizon, so one exact frame cannot make it infinite.
+    Squared errors are pooled over the clips that reach a horizon: one exact frame cannot make it infinite.
     """
     if not clips:
         raise CodecError("PSNR by horizon needs at least one clip", seen=0)
@@ -160,7 +160,7 @@ def action_sensitivity(
 ) -> float:
     """PSNR [dB] lost when the model is given another episode's actions: global true minus global other.
 
-    Zero or less says that the video does not listen to the actions. A model that copies frame 0 scores exactly 0.
+    Zero or less says that the video does not listen to the actions. A copy of frame 0 scores exactly 0.
     """
     if with_true_actions.shape == with_other_actions.shape and np.array_equal(
         with_true_actions, with_other_actions

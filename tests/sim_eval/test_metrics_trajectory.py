@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
+
 from wamserve.action_codec.errors import CodecError
 from wamserve.sim_eval.metrics import policy, trajectory
 

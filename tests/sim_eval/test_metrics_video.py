@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
 from wamserve.action_codec.errors import CodecError
 from wamserve.sim_eval.metrics import video
 from wamserve.sim_eval.metrics.consistency import ImaginedChunk, consistency_score
