@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wamserve.action_codec.errors import CheckpointError
 from wamserve.policy_server.progress import Progress, silent
+from wamserve.policy_server.world_model.config import WorldModelConfig
 from wamserve.policy_server.world_model.safetensors_index import StoredTensor, read_index
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Layout = Literal["diffusers", "framework"]
 PIPELINE_CLASS = "Cosmos3OmniPipeline"
-TRANSFORMER_CLASS = "Cosmos3OmniTransformer"
 KEEP_FP32 = ("time_embedder.",)  # the reference keeps the time MLP in fp32 whatever the model dtype
 
 # cosmos-framework name -> diffusers name, one path component each.
@@ -101,7 +101,7 @@ class Checkpoint:
     revision: str | None  # commit of the Hub, None for a local folder
     layout: Layout
     index: Mapping[str, Any]  # model_index.json
-    config: Mapping[str, Any]  # transformer/config.json
+    config: WorldModelConfig  # transformer/config.json
     tensors: Mapping[str, StoredTensor]  # diffusers parameter name -> where it lies; unused weights left out
 
     @property
@@ -129,7 +129,9 @@ class Checkpoint:
         if not (folder / marker).is_file():
             held = sorted(p.name for p in self.folder.iterdir())
             raise CheckpointError(
-                f"the checkpoint has no {name}/{marker}", seen=", ".join(held), expected=f"{name}/ as diffusers saves it"
+                f"the checkpoint has no {name}/{marker}",
+                seen=", ".join(held),
+                expected=f"{name}/ as diffusers saves it",
             )
         return folder
 
@@ -163,21 +165,13 @@ def open_checkpoint(source: str | Path, progress: Progress = silent) -> Checkpoi
             seen=f"model_index.json of {index.get('_class_name', 'no class')}",
             expected=PIPELINE_CLASS,
         )
-    config = _read_json(folder / "transformer" / "config.json")
-    if config.get("_class_name", TRANSFORMER_CLASS) != TRANSFORMER_CLASS:
-        raise CheckpointError(
-            f"{source} holds another transformer", seen=config["_class_name"], expected=TRANSFORMER_CLASS
-        )
-    if not config.get("action_gen", True):
-        raise CheckpointError(
-            f"{source} generates no actions", seen="transformer/config.json with action_gen false", expected="true"
-        )
+    config = WorldModelConfig.from_dict(_read_json(folder / "transformer" / "config.json"))
     stored = read_index(folder / "transformer")
     layout: Layout = "diffusers" if "proj_in.weight" in stored else "framework"
     tensors: dict[str, StoredTensor] = {}
     for key, tensor in stored.items():
         name = diffusers_name_from_framework(key) if layout == "framework" else key
-        if is_unused(name, int(config["num_hidden_layers"])):
+        if is_unused(name, config.num_hidden_layers):
             continue
         if name in tensors:
             raise CheckpointError(f"two tensors are both {name}", seen=f"{tensors[name].key}, {key}")
@@ -187,7 +181,11 @@ def open_checkpoint(source: str | Path, progress: Progress = silent) -> Checkpoi
 
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        held = ", ".join(sorted(p.name for p in file.parent.iterdir())) if file.parent.is_dir() else "no such folder"
+        held = (
+            ", ".join(sorted(p.name for p in file.parent.iterdir()))
+            if file.parent.is_dir()
+            else "no such folder"
+        )
         raise CheckpointError(
             f"{file.parent} has no {file.name}",
             seen=held or "an empty folder",

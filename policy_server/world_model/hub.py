@@ -37,7 +37,12 @@ def fetch(
     Raises CheckpointError.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     endpoint = endpoint or os.environ.get("HF_ENDPOINT")
     where = endpoint or "https://huggingface.co"

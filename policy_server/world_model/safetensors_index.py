@@ -87,12 +87,16 @@ def read_index(folder: Path) -> Mapping[str, StoredTensor]:
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if len(indexes) > 1:
         raise CheckpointError(
-            f"{folder} has several safetensors indexes", seen=", ".join(p.name for p in indexes), expected="one"
+            f"{folder} has several safetensors indexes",
+            seen=", ".join(p.name for p in indexes),
+            expected="one",
         )
     if not indexes:
         shards = sorted(folder.glob("*.safetensors"))
         if not shards:
-            held = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
+            held = (
+                ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
+            )
             raise CheckpointError(
                 f"no weights in {folder}", seen=held or "an empty folder", expected="*.safetensors shards"
             )

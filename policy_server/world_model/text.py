@@ -10,7 +10,11 @@ from wamserve.action_codec.errors import CheckpointError
 
 # Ids that the trained embeddings of a known vocabulary stand for.
 KNOWN_SPECIALS = {
-    151936: {"<|im_start|>": 151644, "<|im_end|>": 151645, "<|vision_start|>": 151652},  # Qwen3-VL: Nano, Super
+    151936: {
+        "<|im_start|>": 151644,
+        "<|im_end|>": 151645,
+        "<|vision_start|>": 151652,
+    },  # Qwen3-VL: Nano, Super
     131072: {"<|im_end|>": 11, "<|vision_start|>": 20},  # Nemotron: Edge
 }
 
@@ -53,13 +57,16 @@ def load_tokenizer(folder: Path, vocab_size: int) -> PromptTokenizer:
         ) from error
     if not tokenizer.chat_template:
         raise CheckpointError(
-            f"the tokenizer in {folder} has no chat template", expected="chat_template.jinja beside tokenizer.json"
+            f"the tokenizer in {folder} has no chat template",
+            expected="chat_template.jinja beside tokenizer.json",
         )
     vocabulary = tokenizer.get_vocab()
     specials = {"<|vision_start|>": vocabulary.get("<|vision_start|>"), "eos": tokenizer.eos_token_id}
     absent = [name for name, number in specials.items() if number is None]
     if absent:
-        raise CheckpointError(f"the tokenizer in {folder} is not Cosmos 3's", seen=f"no {' and no '.join(absent)}")
+        raise CheckpointError(
+            f"the tokenizer in {folder} is not Cosmos 3's", seen=f"no {' and no '.join(absent)}"
+        )
     largest = max(vocabulary.values())
     if largest >= vocab_size:
         raise CheckpointError(
@@ -77,6 +84,7 @@ def load_tokenizer(folder: Path, vocab_size: int) -> PromptTokenizer:
     prompt = PromptTokenizer(tokenizer, int(tokenizer.eos_token_id), int(vocabulary["<|vision_start|>"]))
     if prompt.ids("")[:-2] == prompt.ids("a red cube")[:-2]:
         raise CheckpointError(
-            f"the chat template in {folder} drops the prompt", expected="a template that writes the user's turn"
+            f"the chat template in {folder} drops the prompt",
+            expected="a template that writes the user's turn",
         )
     return prompt
