@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wamserve.action_codec.errors import ContractError
+from wamserve.action_codec.gripper import Gripper
+from wamserve.action_codec.gripper import Polarity as Polarities
+from wamserve.action_codec.layout import Block as LayoutBlock
+from wamserve.action_codec.layout import Layout
 from wamserve.embodiments import tables
 from wamserve.embodiments.registry import check_domain
 
@@ -32,8 +36,8 @@ Row4 = tuple[float, float, float, float]
 Rotation = tuple[Row3, Row3, Row3]  # row-major
 Transform = tuple[Row4, Row4, Row4, Row4]  # row-major, metres
 RotationFormat = Literal["euler_xyz", "quat_xyzw", "quat_wxyz", "axis_angle", "rot6d", "matrix"]
-# Which end of a gripper number means open. "width_m" is the opening itself in metres.
-Polarity = Literal["high_open", "high_closed"]
+Polarity = Literal["one_is_open", "one_is_closed"]  # what the upper end of a gripper number shows
+GripperUnit = Literal["fraction", "m", "sign", "count"]  # m: opening; sign: -1 .. 1; count: the device's own
 
 EYE3: Rotation = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 EYE4: Transform = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -60,37 +64,41 @@ class PoseTrack:
 
 
 @dataclass(frozen=True)
-class GripperSource:
-    """One gripper number of the dataset and what it means."""
+class GripperValue:
+    """One gripper number: where it is read (dataset column) and what it means."""
 
-    column: str
-    polarity: Polarity
-    low: float  # source value at one end of travel
-    high: float  # source value at the other end
-    clip: bool  # values outside [low, high] are clipped, not passed on
+    polarity: Polarity  # which end of travel `high` is
+    unit: GripperUnit
+    low: float
+    high: float
+    column: str = ""  # dataset column; "" for the model's own number
+    beyond: Literal["pass", "clip"] = "pass"  # values outside [low, high] while reading the column
+
+    @property
+    def meaning(self) -> Gripper:
+        return Gripper(Polarities(self.polarity), self.unit, self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A named slice of the action row."""
+    """A named slice of the action row, and what fills it."""
 
     name: str
     start: int
     stop: int
-    kind: Literal["pose", "osc_delta", "joints", "gripper", "points", "position"]
-    # pose: [xyz, rot6d] of a track. osc_delta: a stored 6-D controller command as [xyz, rot6d]
-    relative: Literal["framewise", "anchored", "absolute"]  # framewise: to the pose one row earlier
-    frame: str  # frame the numbers are expressed in
+    kind: str  # a key of action_codec.layout.KINDS: pose9_rel, joint_abs, gripper, ...
+    frame: str  # frame the numbers are expressed in; a track's name where it is that track's
     unit: str
     time_offset: int  # rows ahead of the row's own time at which the source is read (0: command at t)
-    track: str = ""  # pose: the track it follows
-    column: str = ""  # joints, position, osc_delta, points: the dataset column
+    track: str = ""  # pose9_*: the track it follows
+    column: str = ""  # joints, positions, points, osc_*: the dataset column
+    column_rotation: RotationFormat | None = None  # osc_rot6d: how the column writes its rotation
     state_column: str = ""  # measured counterpart of `column`, for the state row
-    gripper: GripperSource | None = None
-    state_gripper: GripperSource | None = None  # measured counterpart, for the state row
     keypoints: tuple[int, ...] = ()  # points: which xyz triples of the column
     given_in: str = ""  # points: the track whose frame the column is given in
-    seen_from: str = ""  # points: the track whose frame the block is expressed in
+    gripper: GripperValue | None = None  # gripper: the number in the action row
+    gripper_source: GripperValue | None = None  # gripper: the dataset's number
+    state_gripper_source: GripperValue | None = None  # gripper: its measured counterpart, for the state row
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class Normalizer:
     key: str = ""  # block of that file; "" when the file is flat
     sha256: str = ""  # of the stats file
     columns: tuple[int, int] | None = None  # slice of a wider stats vector (UMI holds right | left)
+    constant: tuple[int, ...] = ()  # dimensions that never move
     clamp: bool = False  # model space is clamped to [-1, 1] when encoding: lossy
 
 
@@ -153,6 +162,16 @@ class ModelHalf:
         """Numbers per action row."""
         return self.blocks[-1].stop
 
+    @cached_property
+    def layout(self) -> Layout:
+        """The action row as the codec cuts it."""
+        return Layout(
+            tuple(
+                LayoutBlock(b.name, b.start, b.stop, b.kind, b.frame, b.unit, b.time_offset)
+                for b in self.blocks
+            )
+        )
+
     def block(self, name: str) -> Block:
         return _named(self.blocks, name, "block")
 
@@ -186,15 +205,19 @@ class State:
 
 
 @dataclass(frozen=True)
-class WireGripper:
-    """The reply's gripper column."""
+class ReplyGripper:
+    """A gripper column of the reply."""
 
     index: int
     polarity: Polarity
-    unit: Literal["fraction", "m", "signed"]  # signed: -1 .. 1
+    unit: GripperUnit
     low: float
     high: float
-    clip: bool
+    beyond: Literal["pass", "clip"]  # what happens to model numbers outside the range
+
+    @property
+    def meaning(self) -> Gripper:
+        return Gripper(Polarities(self.polarity), self.unit, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -207,7 +230,7 @@ class Reply:
     unit: str
     frame: str
     rotation_format: Literal["none", "quat_xyzw", "axis_angle", "rot6d"]
-    grippers: tuple[WireGripper, ...] = ()
+    grippers: tuple[ReplyGripper, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -302,28 +325,26 @@ def check(embodiment: Embodiment, file_name: str) -> Embodiment:
 
     refuse_unless(name == file_name, "the name is not the file's", name, file_name)
     check_domain(model.registry, model.domain, model.domain_id, name)
-    edges = [0, *(block.stop for block in model.blocks)]
-    starts = [block.start for block in model.blocks]
-    refuse_unless(starts == edges[:-1], "blocks leave gaps or overlap", starts, edges[:-1])
+    layout = model.layout  # CodecError on gaps, overlaps, unknown kinds and wrong widths
     known = [track.name for track in model.tracks]
     for i, track in enumerate(model.tracks):
         refuse_unless(
             not track.parent or track.parent in known[:i], "parent comes later", track.parent, known[:i]
         )
     for block in model.blocks:
-        size = {"pose": 9, "osc_delta": 9, "gripper": 1, "points": 3 * len(block.keypoints)}.get(block.kind)
-        where = f"block {block.name!r}"
+        where, kind = f"block {block.name!r}", layout[block.name].of_kind
         refuse_unless(
-            size in (None, block.stop - block.start), f"{where} has a wrong width", block.stop, size
+            kind.blend != "pose" or bool(block.track), f"{where} follows no track", block.track, known
         )
-        for used in filter(None, (block.track, block.given_in, block.seen_from)):
+        for used in filter(None, (block.track, block.given_in)):
             refuse_unless(used in known, f"{where} follows an unknown track", used, known)
-        refuse_unless(
-            (block.kind == "gripper") == (block.gripper is not None),
-            f"{where} gripper",
-            block.kind,
-            "gripper",
-        )
+        given = block.gripper is not None and block.gripper_source is not None
+        refuse_unless((block.kind == "gripper") == given, f"{where} gripper and source", given, not given)
+        if block.keypoints:
+            width = 3 * len(block.keypoints)
+            refuse_unless(
+                layout[block.name].width == width, f"{where} width", layout[block.name].width, width
+            )
     refuse_unless(
         model.native_rate_hz == model.rate_hz * model.stride,
         "the stride does not lead from the native rate to the control rate",

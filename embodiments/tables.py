@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
@@ -34,10 +34,11 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
                 expected=", ".join(fields),
                 fix=f"{key} -> {near[0]}" if near else f"remove {key!r}",
             )
+    hints = _hints(cls)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in table:
-            values[name] = _value(_hints(cls)[name], table[name], f"{where}.{name}")
+            values[name] = _value(hints[name], table[name], f"{where}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ContractError(
                 f"missing key {name!r} in {where}", seen=", ".join(table), expected=", ".join(fields)
