@@ -189,7 +189,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.parent} has no {file.name}",
             seen=held or "an empty folder",
-            expected="the diffusers layout: model_index.json, transformer/, vae/, text_tokenizer/, scheduler/",
+            expected="diffusers layout: model_index.json, transformer/, vae/, text_tokenizer/, scheduler/",
         )
     try:
         return json.loads(file.read_text())

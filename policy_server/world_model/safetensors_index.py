@@ -39,7 +39,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size + 1
         if length > min(max(size - 8, 0), MAX_HEADER):
             raise CheckpointError(
                 f"{file.name} is no whole safetensors file",
