@@ -1,0 +1,151 @@
+"""Between connections and engine: queues requests, sends batches, hands every request its one outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+
+from wamserve.action_codec.errors import PolicyError, PolicyLate, PolicyUnavailable, WamError
+from wamserve.clients.policy import Prediction, Request
+from wamserve.policy_server.serving.batcher import Batcher, Job
+from wamserve.policy_server.serving.engine import Answer, Engine
+from wamserve.policy_server.serving.metrics import Metrics
+
+
+Outcome = tuple[Prediction, float]  # with the queue's part of the ledger; engine wall ms
+
+
+class Superseded(PolicyError):
+    """A newer observation of the same session took this one's place."""
+
+
+@dataclass(frozen=True)
+class BatchRules:
+    """When a batch leaves."""
+
+    max_batch: int = 8
+    batch_wait_ms: float = 0.0  # how long the oldest request waits for company while the engine is free
+    max_queue: int = 64
+
+
+class Scheduler:
+    """`await answer(request, client)` gives the prediction or raises the WamError that befell it."""
+
+    def __init__(self, engine: Engine, rules: BatchRules, metrics: Metrics) -> None:
+        self.engine = engine
+        self.rules = rules
+        self.metrics = metrics
+        self.queue = Batcher(rules.max_batch, rules.max_queue)
+        self._wake = asyncio.Event()
+        self._futures: dict[Job, asyncio.Future[Outcome]] = {}
+
+    async def answer(
+        self, request: Request, client: Hashable, arrived: float, stream: Hashable = None
+    ) -> Outcome:
+        """The prediction of `request`, which arrived at `arrived` on time.perf_counter.
+
+        Raises PolicyLate at the deadline, PolicyOverloaded, PolicyUnavailable, Superseded, or what the policy
+        raised. Cancelling withdraws the request.
+        """
+        if self.engine.over.is_set():
+            raise self.engine.error or PolicyUnavailable("the engine is stopped")
+        job = Job(request, client, arrived, time.perf_counter(), stream)
+        replaced = self.queue.offer(job)
+        if replaced is not None:
+            self._fail(replaced, Superseded("a newer observation of the session took its place"))
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._futures[job] = future
+        self._wake.set()
+        self.metrics.queue_depth.set(len(self.queue))
+        try:
+            if request.deadline_ms is None:
+                return await future
+            left = arrived + request.deadline_ms / 1e3 - time.perf_counter()
+            async with asyncio.timeout(max(left, 0.0)):
+                return await future
+        except TimeoutError:
+            raise PolicyLate(
+                "the request outlived its deadline", expected=f"{request.deadline_ms:g} ms"
+            ) from None
+        finally:
+            self.queue.withdraw(job)
+            self._futures.pop(job, None)
+
+    async def run(self) -> None:
+        """Feeds the engine until cancelled."""
+        while True:
+            if not self.engine.ready.is_set():
+                await self._wait_for_engine()
+            await self._company()
+            batch = self.queue.take()
+            self.metrics.queue_depth.set(len(self.queue))
+            if batch:
+                await self._infer(batch)
+
+    async def _wait_for_engine(self) -> None:
+        ready = asyncio.ensure_future(self.engine.ready.wait())
+        over = asyncio.ensure_future(self.engine.over.wait())
+        try:
+            await asyncio.wait({ready, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            over.cancel()
+        if self.engine.over.is_set():
+            self.fail_all(self.engine.error or PolicyUnavailable("the engine is stopped"))
+            await asyncio.Event().wait()
+
+    async def _company(self) -> None:
+        """Returns when a batch should leave: it is full, or its oldest request has waited long enough."""
+        while True:
+            oldest = self.queue.oldest()
+            if oldest is not None:
+                left = oldest + self.rules.batch_wait_ms / 1e3 - time.perf_counter()
+                if left <= 0 or self.queue.fullest() >= self.rules.max_batch:
+                    return
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), None if oldest is None else left)
+            except TimeoutError:
+                return
+
+    async def _infer(self, batch: list[Job]) -> None:
+        left_at = time.perf_counter()
+        try:
+            answer = await self.engine.infer([job.request for job in batch])
+        except PolicyUnavailable as error:
+            # Nobody who waits can know how long the restart takes: all are told now.
+            for job in batch:
+                self._fail(job, error)
+            self.fail_all(error)
+            return
+        except WamError as error:
+            for job in batch:
+                self._fail(job, error)
+            return
+        self.metrics.batch(len(batch), answer.gpu_bytes)
+        for job, result in zip(batch, answer.results, strict=True):
+            self._deliver(job, result, answer, left_at, len(batch))
+
+    def _deliver(
+        self, job: Job, result: Prediction | WamError, answer: Answer, left_at: float, size: int
+    ) -> None:
+        future = self._futures.get(job)
+        if future is None or future.done():
+            return
+        if not isinstance(result, Prediction):
+            future.set_exception(result)
+            return
+        ledger = replace(result.ledger, queue_ms=1e3 * (left_at - job.queued), batch=size)
+        future.set_result((replace(result, ledger=ledger), answer.infer_ms))
+
+    def fail_all(self, error: WamError) -> None:
+        """Tells everybody in the queue."""
+        for job in self.queue.clear():
+            self._fail(job, error)
+
+    def _fail(self, job: Job, error: WamError) -> None:
+        future = self._futures.get(job)
+        if future is not None and not future.done():
+            future.set_exception(error)
