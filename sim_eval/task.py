@@ -20,7 +20,7 @@ class TaskSpec:
     max_steps: int  # policy steps after settling; settle steps are not counted
     settle_steps: int  # hold steps after reset, before the first observation
     views: tuple[tuple[str, int, int], ...]  # (view name, height px, width px) in camera order
-    image_rotation_deg: int  # rotation applied to the upright camera image before it is delivered
+    image_orientation: str  # what is done to the renderer's bottom-up rows; as in contract.Image
     states: tuple[tuple[str, int], ...]  # (state name, width) delivered with every observation
     action_width: int  # columns of one raw action row
     init_states: str  # where initial states come from: "seeded", "libero pruned_init", ...
