@@ -1,0 +1,259 @@
+"""Camera views to the one uint8 frame a model sees: composed by the contract, then fitted to a tier.
+
+Pixel-exact with the training pipeline: views are resized as torch does with bilinear, align_corners=False,
+no antialias and a truncating cast; the canvas shrinks as torchvision does on uint8 (bicubic, antialias,
+rounded).
+All functions take [..., H, W, 3], so a video is composed like a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wamserve.action_codec.errors import RequestError
+from wamserve.embodiments.contract import Canvas
+
+Pixels = NDArray[np.uint8]
+Float = NDArray[np.float32]
+
+# tier -> aspect name "w,h" as prompts spell it -> (width, height), in the order ties are broken.
+# 128 is our own, for small models; the others are the published checkpoints'.
+TIERS: dict[str, dict[str, tuple[int, int]]] = {
+    "128": {"1,1": (128, 128), "4,3": (160, 128), "3,4": (128, 160), "16,9": (160, 96), "9,16": (96, 160)},
+    "256": {"1,1": (256, 256), "4,3": (320, 256), "3,4": (256, 320), "16,9": (320, 192), "9,16": (192, 320)},
+    "480": {
+        "1,1": (640, 640),
+        "4,3": (736, 544),
+        "3,4": (544, 736),
+        "16,9": (832, 480),
+        "9,16": (480, 832),
+        "2,3": (512, 768),
+    },
+    "704": {
+        "1,1": (960, 960),
+        "4,3": (1088, 832),
+        "3,4": (832, 1088),
+        "16,9": (1280, 704),
+        "9,16": (704, 1280),
+    },
+    "720": {
+        "1,1": (960, 960),
+        "4,3": (1104, 832),
+        "3,4": (832, 1104),
+        "16,9": (1280, 720),
+        "9,16": (720, 1280),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where a canvas lands in its tier. Content sits at the top left; the rest is padding."""
+
+    height: int  # padded frame, what the model and the prompt are told
+    width: int
+    content_height: int  # picture inside it
+    content_width: int
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A canvas fitted to its tier."""
+
+    pixels: Pixels  # [..., fit.height, fit.width, 3]
+    fit: Fit
+
+
+def frame(canvas: Canvas, images: Mapping[str, Pixels]) -> Frame:
+    """Views by name, each uint8 RGB [..., H, W, 3] -> the padded frame the model sees.
+
+    A single image called "canvas" is one already composed. RequestError names what does not fit.
+    """
+    return fit_frame(compose(canvas, images), canvas.tier)
+
+
+def compose(canvas: Canvas, images: Mapping[str, Pixels]) -> Pixels:
+    """Views by name -> uint8 [..., canvas.height, canvas.width, 3]."""
+    if set(images) == {"canvas"}:
+        whole = _checked("canvas", images["canvas"])
+    else:
+        missing = [name for name in canvas.views if name not in images]
+        if missing:
+            raise RequestError(
+                f"camera {missing[0]!r} is missing from the observation",
+                seen=", ".join(images) or "no images",
+                expected=", ".join(canvas.views),
+            )
+        views = [_checked(name, images[name]) for name in canvas.views]
+        whole = _LAYOUTS[canvas.layout](canvas, views)
+    height, width = whole.shape[-3:-1]
+    if (height, width) == (canvas.height, canvas.width):
+        return whole
+    if abs(height * canvas.width / (width * canvas.height) - 1.0) > 0.01:
+        raise RequestError(
+            "the composed views have another shape than the canvas, and are not stretched",
+            seen=f"{height} x {width} (height x width)",
+            expected=f"{canvas.height} x {canvas.width} or the same aspect",
+        )
+    return resize_bilinear(whole, canvas.height, canvas.width)
+
+
+def fit_size(height: int, width: int, tier: str) -> Fit:
+    """The tier's frame nearest in aspect, and a picture's size in it: shrunk to fit, never enlarged."""
+    ratio = height / width
+    frame_width, frame_height = min(TIERS[tier].values(), key=lambda size: abs(ratio - size[1] / size[0]))
+    scale = min(frame_width / width, frame_height / height, 1.0)
+    return Fit(frame_height, frame_width, int(scale * height + 0.5), int(scale * width + 0.5))
+
+
+def canvas_fit(canvas: Canvas) -> Fit:
+    """Where a contract's canvas lands, without any pixels."""
+    return fit_size(canvas.height, canvas.width, canvas.tier)
+
+
+def tier_of(height: int, width: int) -> str:
+    """The tier that the reference picks when none is declared: by the shorter side."""
+    short = min(height, width)
+    for tier, longest in (("256", 256), ("480", 640), ("720", 960)):
+        if short <= longest:
+            return tier
+    raise RequestError(
+        "no tier holds this picture", seen=f"{height} x {width}", expected="shorter side <= 960"
+    )
+
+
+def fit_frame(pixels: Pixels, tier: str) -> Frame:
+    """uint8 [..., H, W, 3] -> the tier's frame, padded right and bottom.
+
+    Padding reflects, unless it is as large as the picture: then the edge is repeated.
+    """
+    pixels = _checked("canvas", pixels)
+    height, width = pixels.shape[-3:-1]
+    fit = fit_size(height, width, tier)
+    if (fit.content_height, fit.content_width) != (height, width):
+        pixels = resize_bicubic(pixels, fit.content_height, fit.content_width)
+    right, bottom = fit.width - fit.content_width, fit.height - fit.content_height
+    if right or bottom:
+        mode = "edge" if right >= fit.content_width or bottom >= fit.content_height else "reflect"
+        lead = [(0, 0)] * (pixels.ndim - 3)
+        pixels = np.pad(pixels, [*lead, (0, bottom), (0, right), (0, 0)], mode=mode)  # type: ignore[call-overload]
+    return Frame(pixels, fit)
+
+
+def crop_frame(pixels: Pixels, fit: Fit) -> Pixels:
+    """The picture inside a padded frame [..., H, W, 3]."""
+    return pixels[..., : fit.content_height, : fit.content_width, :]
+
+
+def resize_bilinear(pixels: Pixels, height: int, width: int) -> Pixels:
+    """torch's bilinear, align_corners=False, no antialias, then truncated: uint8 [..., H, W, 3]."""
+    tall, wide = pixels.shape[-3:-1]
+    if (tall, wide) == (2 * height, 2 * width):
+        # Halving weighs four pixels by 1/4 each: an exact integer sum, and the case of every DROID request.
+        even = pixels[..., 0::2, :, :].astype(np.uint16)
+        even += pixels[..., 1::2, :, :]
+        quarter = even[..., 0::2, :] + even[..., 1::2, :]
+        quarter >>= 2
+        return quarter.astype(np.uint8)
+    out = _resample(pixels.astype(np.float32), _bilinear_taps(wide, width), -2)
+    out = _resample(out, _bilinear_taps(tall, height), -3)
+    return out.astype(np.uint8)
+
+
+def resize_bicubic(pixels: Pixels, height: int, width: int) -> Pixels:
+    """torchvision's resize of uint8 with bicubic and antialias: float32, clamped, rounded half to even."""
+    tall, wide = pixels.shape[-3:-1]
+    out = pixels.astype(np.float32)
+    if wide != width:
+        out = _resample(out, _bicubic_taps(wide, width), -2)
+    if tall != height:
+        out = _resample(out, _bicubic_taps(tall, height), -3)
+    return np.rint(np.clip(out, 0.0, 255.0)).astype(np.uint8)
+
+
+def _over_pair(canvas: Canvas, views: list[Pixels]) -> Pixels:
+    top, left, right = views
+    half = top.shape[-3] // 2, top.shape[-2] // 2
+    pair = [view if view.shape[-3:-1] == half else resize_bilinear(view, *half) for view in (left, right)]
+    return np.concatenate([top, np.concatenate(pair, axis=-2)], axis=-3)
+
+
+def _side_by_side(canvas: Canvas, views: list[Pixels]) -> Pixels:
+    heights = {view.shape[-3] for view in views}
+    if len(heights) != 1:
+        raise RequestError(
+            "views side by side need one height",
+            seen=", ".join(f"{n} {v.shape[-3]}" for n, v in zip(canvas.views, views, strict=True)),
+            expected=canvas.height,
+        )
+    return np.concatenate(views, axis=-2)
+
+
+def _single(canvas: Canvas, views: list[Pixels]) -> Pixels:
+    return views[0]
+
+
+_LAYOUTS = {"single": _single, "over_pair": _over_pair, "side_by_side": _side_by_side}
+
+
+def _checked(name: str, pixels: Pixels) -> Pixels:
+    shape = getattr(pixels, "shape", None)
+    if getattr(pixels, "dtype", None) != np.uint8:
+        raise RequestError(
+            f"image {name!r} is not uint8",
+            seen=getattr(pixels, "dtype", type(pixels).__name__),
+            expected="uint8 RGB, 0 .. 255",
+        )
+    if shape is None or len(shape) < 3 or shape[-1] != 3 or 0 in shape:
+        raise RequestError(
+            f"image {name!r} is not height x width x 3", seen=shape, expected="[..., H, W, 3] RGB"
+        )
+    return pixels
+
+
+def _resample(values: Float, taps: tuple[NDArray[np.intp], NDArray[Any]], axis: int) -> Float:
+    """Weighted sum of a few source lines per output line, along `axis` (-3 rows, -2 columns)."""
+    index, weight = taps  # [out, taps] each
+    weight = weight[..., None] if axis == -2 else weight[..., None, None]
+    out: Float = (np.take(values, index[:, 0], axis) * weight[:, 0]).astype(np.float32)
+    for tap in range(1, index.shape[1]):
+        out = (np.take(values, index[:, tap], axis) * weight[:, tap] + out).astype(np.float32)
+    return out
+
+
+@cache
+def _bilinear_taps(size: int, out: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """float32 weights held as float64, so that each sum rounds once: torch's fused multiply-adds.
+
+    The truncating cast makes the last bit of a weight visible.
+    """
+    scale = float(np.float32(size) / np.float32(out))
+    source = np.maximum(scale * (np.arange(out) + 0.5) - 0.5, 0.0).astype(np.float32)
+    low = source.astype(np.intp)
+    share = source - low.astype(np.float32)
+    weight = np.stack([np.float32(1) - share, share], 1)
+    return np.stack([low, np.minimum(low + 1, size - 1)], 1), weight.astype(np.float64)
+
+
+@cache
+def _bicubic_taps(size: int, out: int) -> tuple[NDArray[np.intp], Float]:
+    """Keys' cubic (a = -1/2), widened by the scale when shrinking."""
+    scale = size / out
+    stretch = max(scale, 1.0)
+    support = 2.0 * stretch
+    center = scale * (np.arange(out) + 0.5)
+    first = np.maximum((center - support + 0.5).astype(np.intp), 0)
+    last = np.minimum((center + support + 0.5).astype(np.intp), size)
+    index = first[:, None] + np.arange(int((last - first).max()))[None]
+    x = np.abs((index - center[:, None] + 0.5) / stretch)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    weight = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0)) * (index < last[:, None])
+    weight /= weight.sum(axis=1, keepdims=True)
+    return np.minimum(index, size - 1), weight.astype(np.float32)
