@@ -185,24 +185,34 @@ def mcnemar_power(pairs: int, rate_only_a: float, rate_only_b: float, alpha: flo
     return float((spread.pmf(counts) * np.minimum(reject, 1.0)).sum())
 
 
-def pairs_to_settle(
-    counts: PairedCounts, alpha: float = 1 - CONFIDENCE, power: float = POWER, limit: int = 50_000
+def pairs_for(
+    rate_only_a: float,
+    rate_only_b: float,
+    alpha: float = 1 - CONFIDENCE,
+    power: float = POWER,
+    limit: int = 50_000,
 ) -> int | None:
-    """Pairs in all at which the exact test would find the observed difference with the stated power.
+    """Pairs at which the exact McNemar test finds these discordant rates with the stated power.
 
-    None: the observed difference is zero, or so small that `limit` pairs would not do. The observed rates are
-    taken for the true ones, so this is a plan and not a promise; test a fresh run of that size by itself.
+    None where `limit` pairs would not do, as for equal rates.
     """
-    only_a, only_b = counts.only_a / counts.pairs, counts.only_b / counts.pairs
-    if only_a == only_b or mcnemar_power(limit, only_a, only_b, alpha) < power:
+    if rate_only_a == rate_only_b or mcnemar_power(limit, rate_only_a, rate_only_b, alpha) < power:
         return None
     low, high = 1, limit
     while low < high:
         middle = (low + high) // 2
-        low, high = (
-            (low, middle) if mcnemar_power(middle, only_a, only_b, alpha) >= power else (middle + 1, high)
-        )
+        enough = mcnemar_power(middle, rate_only_a, rate_only_b, alpha) >= power
+        low, high = (low, middle) if enough else (middle + 1, high)
     return low
+
+
+def pairs_to_settle(counts: PairedCounts, alpha: float = 1 - CONFIDENCE, power: float = POWER) -> int | None:
+    """Pairs in all at which the exact test would find the observed difference with the stated power.
+
+    The observed rates are taken for the true ones, so this is a plan and not a promise; test a fresh run of
+    that size by itself. None: the observed difference is zero or next to it.
+    """
+    return pairs_for(counts.only_a / counts.pairs, counts.only_b / counts.pairs, alpha, power)
 
 
 def detectable_difference(
