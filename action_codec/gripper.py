@@ -99,3 +99,27 @@ def gripper_from_gripper(
 ) -> Array:
     """Numbers of `source` -> numbers of `target`, keeping how far the hand is open."""
     return gripper_from_open_fraction(open_fraction_from_gripper(values, source, beyond), target)
+
+
+def gripper_with_hysteresis(
+    values: ArrayLike, gripper: Gripper, is_open: bool, open_above: float = 0.6, close_below: float = 0.4
+) -> Array:
+    """A binary hand that does not chatter: [T] numbers -> [T] fully open or fully closed.
+
+    The hand changes only when the open fraction rises above `open_above` or falls below `close_below`;
+    `is_open` is what it does before the first row.
+    """
+    if not close_below < open_above:
+        raise CodecError(
+            "hysteresis is empty", seen=f"{close_below} .. {open_above}", expected="close < open"
+        )
+    fractions = open_fraction_from_gripper(values, gripper)
+    if fractions.ndim != 1:
+        raise CodecError(
+            "hysteresis runs over one gripper's rows", seen=list(fractions.shape), expected="[T]"
+        )
+    out = np.empty(len(fractions))
+    for row, fraction in enumerate(fractions):
+        is_open = bool(fraction > open_above) if not is_open else bool(fraction >= close_below)
+        out[row] = gripper.opened if is_open else gripper.closed
+    return out

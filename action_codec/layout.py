@@ -44,7 +44,8 @@ KINDS: dict[str, Kind] = {
     "joint_abs": Kind(None, "linear", "absolute"),
     "joint_velocity": Kind(None, "linear", "command"),
     "position_abs": Kind(None, "linear", "absolute"),
-    "osc_delta": Kind(6, "linear", "command"),  # [dx, dy, dz, axis_angle], controller units
+    # [dx, dy, dz, axis_angle], controller units
+    "osc_delta": Kind(6, "pose", "command", "axis_angle", position=True),
     "osc_position": Kind(3, "linear", "command"),  # the position half of an OSC command
     "osc_rot6d": Kind(6, "rotation", "command", "rot6d"),  # Exp of the rotation half of an OSC command
     "gripper": Kind(1, "gripper", "absolute"),

@@ -1,7 +1,6 @@
 """Raw actions (robot units) to model actions (about -1 .. 1) and back, dimension by dimension.
 
-RawActions and ModelActions are two types, so that feeding one where the other belongs is an error instead of
-a robot that moves fifty times too little.
+Which numbers are normalized how is declared: method, statistics block, clamp and constant dimensions.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from wamserve.action_codec.actions import ActionRows, ModelActions, RawActions
 from wamserve.action_codec.arrays import Array, Mask, checked, first_row, frozen
 from wamserve.action_codec.errors import CodecError
 from wamserve.action_codec.layout import Layout
@@ -30,48 +30,7 @@ STATISTICS: dict[str, tuple[str, str]] = {
 # Block of a statistics file each method reads; quantile_rot wants rotations with their own quantiles.
 STATISTICS_KEY: dict[str, str] = {"quantile_rot": "global_raw"}
 FLOOR = 1e-8  # ranges up to here are constants
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    values: Array  # [..., T, D]; kept read-only, float64
-    state_rows: int = 0  # leading rows that are measured state (history first, the current one last)
-
-    def __post_init__(self) -> None:
-        values = checked(type(self).__name__, self.values)
-        if values.ndim < 2:
-            raise CodecError(
-                f"{type(self).__name__} need rows and columns",
-                seen=list(values.shape),
-                expected="[..., T, D]",
-            )
-        if not 0 <= self.state_rows <= values.shape[-2]:
-            raise CodecError(
-                "state rows do not fit the chunk", seen=self.state_rows, expected=f"0 .. {values.shape[-2]}"
-            )
-        view = values.view()
-        view.flags.writeable = False
-        object.__setattr__(self, "values", view)
-
-    @property
-    def width(self) -> int:
-        return int(self.values.shape[-1])
-
-    def __len__(self) -> int:
-        return int(self.values.shape[-2])
-
-
-@dataclass(frozen=True, eq=False)
-class RawActions(_Rows):
-    """Rows in the embodiment's own units, as its layout says."""
-
-
-@dataclass(frozen=True, eq=False)
-class ModelActions(_Rows):
-    """Rows in the model's space, as a normalizer made them."""
-
-
-R = TypeVar("R", bound=_Rows)
+R = TypeVar("R", bound=ActionRows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +206,7 @@ class ChunkNormalizer:
         if not isinstance(actions, wanted) or self.state is None:
             # The action normalizer owns both complaints: the wrong space, and state rows without statistics.
             self.actions._values(actions, wanted)
-        assert isinstance(actions, _Rows)
+        assert isinstance(actions, ActionRows)
         return actions.values[..., : actions.state_rows, :], actions.values[..., actions.state_rows :, :]
 
 
@@ -349,27 +308,6 @@ def stats_block(
             fix="name the block: key=...",
         )
     return blocks[wanted]
-
-
-def pad_model_actions(actions: ModelActions, width: int = 64) -> tuple[Array, Mask]:
-    """Zero-pads columns to the model's width: [..., T, D] -> [..., T, width], bool [width] (True: real)."""
-    if not isinstance(actions, ModelActions):
-        raise CodecError(f"{type(actions).__name__} were given where ModelActions belong")
-    if actions.width > width:
-        raise CodecError("actions are wider than the model", seen=actions.width, expected=f"at most {width}")
-    padded = np.zeros((*actions.values.shape[:-1], width))
-    padded[..., : actions.width] = actions.values
-    return padded, np.arange(width) < actions.width
-
-
-def unpad_model_actions(padded: ArrayLike, width: int, state_rows: int = 0) -> ModelActions:
-    """The first `width` columns of [..., T, model width]."""
-    array = checked("padded actions", padded)
-    if array.ndim < 2 or array.shape[-1] < width:
-        raise CodecError(
-            "padded actions are too narrow", seen=list(array.shape), expected=f"[..., T, >= {width}]"
-        )
-    return ModelActions(array[..., :width], state_rows)
 
 
 def _statistic(stats: Mapping[str, object], name: str, method: str) -> Array:

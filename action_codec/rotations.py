@@ -240,18 +240,19 @@ def interpolate_matrix(a: ArrayLike, b: ArrayLike, weight: ArrayLike) -> Array:
 
 
 def mean_matrix(matrices: ArrayLike, weights: ArrayLike) -> Array:
-    """Weighted geodesic mean over the first axis: [K, ..., 3, 3], [K] -> [..., 3, 3].
+    """Weighted geodesic mean over the first axis: [K, ..., 3, 3], weights [K, ...] -> [..., 3, 3].
 
     Minimises the sum of w_k angle^2 (Karcher), from the heaviest member, by at most 20 Gauss-Newton steps;
     for two members it is the geodesic point. The mean of rotations half a turn apart is not unique.
     """
     members = require_rotation(matrices)
-    share = checked("weights", weights, members.shape[0])
-    share = share / share.sum()
-    mean: Array = members[int(np.argmax(share))]
+    share = checked("weights", weights, *members.shape[:-2])
+    share = share / share.sum(axis=0)
+    heaviest = np.argmax(share, axis=0)[None, ..., None, None]
+    mean: Array = np.take_along_axis(members, heaviest, axis=0)[0]
     for _ in range(20):
         tangent = axis_angle_from_matrix(np.swapaxes(mean, -1, -2) @ members)
-        step = np.tensordot(share, tangent, axes=1)
+        step = np.einsum("k...,k...i->...i", share, tangent)
         mean = mean @ matrix_from_axis_angle(step)
         if np.abs(step).max(initial=0.0) < 1e-12:
             break
