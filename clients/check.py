@@ -1,6 +1,6 @@
 """Does a request fit its contract? Refused with what was seen, what was expected and what to type.
 
-Pure numpy: the client may ask before it sends, the serving process before it queues, the policy before it runs.
+Pure numpy: a client may ask before it sends, the serving process before it queues, the policy before it runs.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def write_video(path: Path, frames: np.ndarray, rate_hz: float) -> Path:
 def write_actions(
     folder: Path, actions: np.ndarray, names: Sequence[str], rate_hz: float, **about: Any
 ) -> list[Path]:
-    """actions [H, D] to actions.json (for people and scripts) and actions.npz (exact), with their column names."""
+    """actions [H, D] to actions.json (for people) and actions.npz (exact), with their column names."""
     folder.mkdir(parents=True, exist_ok=True)
     meta = {"columns": list(names), "rate_hz": rate_hz, **about}
     files = [folder / "actions.json", folder / "actions.npz"]
