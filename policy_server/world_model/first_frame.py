@@ -22,7 +22,7 @@ def last_tap(conv: nn.Conv3d, rows: slice = slice(None)) -> nn.Conv2d:
     """The 2-D convolution that a causal 3-D one is at the first frame; `rows` picks output channels."""
     weight = conv.weight[rows, :, -1]
     folded = nn.Conv2d(
-        weight.shape[1], weight.shape[0], weight.shape[2:], stride=conv.stride[1:],
+        weight.shape[1], weight.shape[0], conv.kernel_size[1], stride=conv.stride[1],
         padding=weight.shape[-1] // 2, device=weight.device, dtype=weight.dtype,
     )  # fmt: skip
     assert conv.bias is not None and folded.bias is not None

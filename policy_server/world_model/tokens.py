@@ -99,11 +99,11 @@ def plan_request(
 def latent_size(canvas: tuple[int, int], content: tuple[int, int]) -> tuple[int, int]:
     """Latent rows and columns of the content of a padded canvas; both given as (height, width) pixels.
 
-    Raises RequestError for a canvas that the VAE and the patches cannot tile.
+    Raises RequestError for a canvas that the VAE cannot tile.
     """
-    if any(side % (2 * SPATIAL_FACTOR) for side in canvas):
+    if any(side % SPATIAL_FACTOR for side in canvas):
         raise RequestError(
-            "odd canvas", seen=canvas, expected=f"sides that are multiples of {2 * SPATIAL_FACTOR}"
+            "odd canvas", seen=canvas, expected=f"sides that are multiples of {SPATIAL_FACTOR}"
         )
     if not all(SPATIAL_FACTOR <= inner <= outer for inner, outer in zip(content, canvas, strict=True)):
         raise RequestError(
