@@ -202,6 +202,11 @@ class State:
     order: str  # what the numbers are, in order
     low: tuple[float, ...]  # a value below is refused
     high: tuple[float, ...]
+    # What of the action row it is the measured value of: a block's name, or "track.position" or
+    # "track.rotation" of a pose; "" for what the model never sees.
+    measures: str = ""
+    gripper: GripperValue | None = None  # what a gripper's number means
+    rotation_format: RotationFormat | None = None  # how a rotation is written
 
 
 @dataclass(frozen=True)
@@ -363,6 +368,12 @@ def check(embodiment: Embodiment, file_name: str) -> Embodiment:
     for state in wire.states:
         refuse_unless(
             len(state.low) == len(state.high) == state.dim, f"{state.name} limits", state.low, state.dim
+        )
+    measured = [state.measures for state in wire.states]
+    for block in model.blocks if model.state_row else ():
+        wanted = [f"{block.track}.position", f"{block.track}.rotation"] if block.track else [block.name]
+        refuse_unless(
+            all(name in measured for name in wanted), "the state row is not measured", measured, wanted
         )
     for normalizer in (model.normalizer, model.state_normalizer):
         read_stats(normalizer, name)
