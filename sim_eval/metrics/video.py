@@ -41,6 +41,11 @@ def decibel(mse: float | np.ndarray) -> np.ndarray:
         return 10.0 * np.log10(PEAK**2 / np.asarray(mse, dtype=np.float64))
 
 
+def squared_error_from_decibel(psnr_db: float) -> float:
+    """The inverse of `decibel`: mean squared error in squared uint8 levels."""
+    return float(PEAK**2 / 10 ** (psnr_db / 10))
+
+
 def psnr_global(
     predicted: np.ndarray, recorded: np.ndarray, conditioning: int = CONDITIONING_FRAMES
 ) -> float:

@@ -6,7 +6,8 @@ from wamserve.sim_eval.protocol import LoopProtocol, PolicyIdentity, ProtocolCar
 from wamserve.sim_eval.store import RunStore
 from wamserve.sim_eval.task import ChunkRow, Episode, TaskSpec, WorkItem
 
-SIZE = 32  # pixels of the one view "top"
+SIZE = 128  # pixels of the one view "top", as the pusht contract sends it
+SIDE = 32  # pixels of the square
 HORIZON = 8  # rows per chunk
 RATE_HZ = 10.0
 
@@ -32,10 +33,10 @@ def toy_spec(name="toy/Push", **changes):
 
 
 def toy_frame(position, brightness=230):
-    """A 8 x 8 square at `position` (column, row) on grey, uint8 [SIZE, SIZE, 3]."""
+    """A square at `position` (column, row) on grey, uint8 [SIZE, SIZE, 3]."""
     frame = np.full((SIZE, SIZE, 3), 60, np.uint8)
-    x, y = (int(v) for v in np.clip(np.round(position), 0, SIZE - 8))
-    frame[y : y + 8, x : x + 8] = (brightness, 90, 40)
+    x, y = (int(v) for v in np.clip(np.round(position), 0, SIZE - SIDE))
+    frame[y : y + SIDE, x : x + SIDE] = (brightness, 90, 40)
     return frame
 
 
@@ -57,17 +58,17 @@ def toy_card(policy="alpha", tasks=("toy/Push",), inits=10, seed=0, repeats=1, h
 
 
 def toy_episode(item, success, imagine=True, horizon=4, latency_ms=80.0, steps=12):
-    """An episode whose square moves right by 1 px per step; imagination lags 1 px behind."""
+    """An episode whose square moves right by 4 px per step; imagination lags 4 px behind."""
     rng = np.random.default_rng(item.seed)
-    start = np.array([2.0, rng.integers(0, SIZE - 8)])
-    actions = np.tile([1.0, 0.0], (steps, 1))
+    start = np.array([2.0, rng.integers(0, SIZE - SIDE)])
+    actions = np.tile([4.0, 0.0], (steps, 1))
     positions = start + np.concatenate([[[0.0, 0.0]], np.cumsum(actions, axis=0)])
     final = 0.97 if success else 0.3 + 0.4 * rng.random()
     progress = np.linspace(0, final, steps + 1)
     queries = list(range(0, steps, horizon))
     video = np.stack(
         [
-            np.stack([toy_frame(positions[q] + [max(k - 1, 0), 0]) for k in range(HORIZON + 1)])
+            np.stack([toy_frame(positions[q] + [4.0 * max(k - 1, 0), 0]) for k in range(HORIZON + 1)])
             for q in queries
         ]
     )
@@ -79,7 +80,7 @@ def toy_episode(item, success, imagine=True, horizon=4, latency_ms=80.0, steps=1
         "state/position": positions,
         "chunk_step": np.array(queries),
         "chunk_ready": np.array(queries),
-        "chunk_actions": np.tile([1.0, 0.0], (len(queries), HORIZON, 1)),
+        "chunk_actions": np.tile([4.0, 0.0], (len(queries), HORIZON, 1)),
         "view/top": np.stack([toy_frame(positions[q]) for q in queries]),
     }
     if imagine:

@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from wamserve.action_codec.errors import CodecError
 from wamserve.sim_eval.metrics import video
-from wamserve.sim_eval.metrics.consistency import ImaginedChunk, consistency_score
+from wamserve.sim_eval.metrics.consistency import ImaginedChunk, consistency_score, executed_rows, pool
 from wamserve.sim_eval.metrics.video import Rectangle
 
 
@@ -142,18 +142,44 @@ def test_unlike_clips_are_refused_not_resized():
         video.psnr_global(grey(0), grey(0))
 
 
-def test_consistency_compares_only_what_was_executed():
-    imagined = grey(0, 10, 20, 255)  # the last frame was never executed
-    executed = grey(0, 0, 0)
-    score = consistency_score([ImaginedChunk(imagined, executed)], {"all": Rectangle(0, 0, 16, 16)})
-    assert score.frames == 2
+def test_consistency_compares_imagined_and_executed_at_the_same_step():
+    imagined = grey(0, 10, 20, 255)
+    chunk = ImaginedChunk(imagined, grey(0, 0), steps=(1, 2))  # the last frame was never executed
+    score = consistency_score([chunk], {"all": Rectangle(0, 0, 16, 16)})
+    assert score.frames == 2 and score.frames_by_step == {1: 1, 2: 1}
     assert score.psnr_db == pytest.approx(10 * math.log10(255**2 / 250))
     assert score.psnr_db_by_view == {"all": pytest.approx(score.psnr_db)}
-    assert score.psnr_db_by_horizon == pytest.approx([10 * math.log10(255**2 / m) for m in (100, 400)])
+    assert score.psnr_db_by_step == {
+        1: pytest.approx(10 * math.log10(255**2 / 100)),
+        2: pytest.approx(10 * math.log10(255**2 / 400)),
+    }
+    shifted = consistency_score([ImaginedChunk(imagined, grey(10, 20), steps=(1, 2))])
+    assert shifted.psnr_db == math.inf
+    with pytest.raises(CodecError, match="outside the imagined chunk"):
+        consistency_score([ImaginedChunk(imagined, grey(0), steps=(0,))])
+
+
+def test_pooled_consistency_is_that_of_all_frames_together():
+    one = ImaginedChunk(grey(0, 10, 20), grey(0, 0), steps=(1, 2))
+    two = ImaginedChunk(grey(0, 30, 40), grey(0), steps=(1,))
+    views = {"left": Rectangle(0, 0, 16, 8), "right": Rectangle(0, 8, 16, 8)}
+    together = consistency_score([one, two], views)
+    apart = pool([consistency_score([one], views), consistency_score([two], views)])
+    assert apart.psnr_db == pytest.approx(together.psnr_db, abs=1e-9)
+    assert apart.psnr_db_by_view == pytest.approx(together.psnr_db_by_view, abs=1e-9)
+    assert apart.psnr_db_by_step == pytest.approx(together.psnr_db_by_step, abs=1e-9)
+    assert (apart.frames, apart.frames_by_step) == (3, {1: 2, 2: 1})
 
 
 def test_consistency_without_an_executed_frame_is_an_error():
     with pytest.raises(CodecError, match="no chunk"):
-        consistency_score([ImaginedChunk(grey(0, 1), grey(0))])
-    with pytest.raises(CodecError, match="more frames executed"):
-        consistency_score([ImaginedChunk(grey(0, 1), grey(0, 1, 2))])
+        consistency_score([ImaginedChunk(grey(0, 1), np.zeros((0, 16, 16, 3), np.uint8), steps=())])
+
+
+def test_imagination_counts_only_while_its_own_rows_are_executed():
+    predicted = np.arange(8.0).reshape(4, 2)
+    assert executed_rows(predicted, predicted[:3]) == 3
+    late = predicted.copy()
+    late[0] += 1  # the chunk before was still running
+    assert executed_rows(predicted, late) == 0
+    assert executed_rows(predicted, np.concatenate([predicted[:2], late[:2]])) == 2
