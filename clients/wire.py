@@ -37,9 +37,10 @@ _MSGPACK_NUMPY_ARRAY_KEYS = frozenset({"nd", "type", "kind", "shape", "data"})
 _MSGPACK_NUMPY_SCALAR_KEYS = frozenset({"nd", "type", "data"})
 _MARKERS = frozenset({"__ndarray__", "__npgeneric__", "__jpeg__"})
 
-# Nothing else reaches np.dtype: no objects, no structures, no complex numbers, no zero-width strings.
+# Nothing else reaches np.dtype: no objects, no structures, no complex numbers, no zero-width strings, no
+# dates without a unit (which numpy cannot print).
 _DTYPE = re.compile(
-    r"[<>|=]?(b1|[iu][1248]|f[248]|[US][1-9][0-9]{0,3}|[mM]8(\[[0-9]{0,4}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
+    r"[<>|=]?(b1|[iu][1248]|f[248]|[US][1-9][0-9]{0,3}|[mM]8\[([1-9][0-9]{0,3})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])"
 )
 _MAX_NDIM = 16
 
