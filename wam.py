@@ -6,7 +6,10 @@ import sys
 from importlib import import_module
 
 # verb -> ("module:function", one line of help). tyro reads the function's signature.
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "serve": ("wamserve.policy_server.serve:serve", "serve a policy to robots and simulators"),
+    "replay": ("wamserve.policy_server.serve:replay", "send recorded requests again and compare"),
+}
 
 
 def usage() -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wamserve.action_codec.errors import PolicyError, PolicyOverloaded, PolicyUnavailable, WamError
+from wamserve.action_codec.errors import PolicyOverloaded, PolicyUnavailable, WamError
 from wamserve.clients.policy import Prediction, Request
 from wamserve.policy_server.serving.channel import Framer, pack
 from wamserve.policy_server.serving.frames import Reader, Writer, unpack_error
@@ -211,6 +211,7 @@ class _Member:
         self.rank = rank
         self.ready = False
         self._framer = Framer()
+        self._sending = asyncio.Lock()  # messages must not mix
         ours, theirs = socket.socketpair()
         self._socket = ours
         ours.setblocking(False)
@@ -241,7 +242,8 @@ class _Member:
 
     async def send(self, message: bytes) -> None:
         try:
-            await asyncio.get_running_loop().sock_sendall(self._socket, message)
+            async with self._sending:
+                await asyncio.get_running_loop().sock_sendall(self._socket, message)
         except OSError as error:
             raise PolicyUnavailable("the engine process is gone") from error
 
@@ -283,6 +285,3 @@ def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-__all__ = ["Answer", "Engine", "EngineSpec", "PolicyError"]

@@ -13,7 +13,6 @@ from wamserve.policy_server.serving.batcher import Batcher, Job
 from wamserve.policy_server.serving.engine import Answer, Engine
 from wamserve.policy_server.serving.metrics import Metrics
 
-
 Outcome = tuple[Prediction, float]  # with the queue's part of the ledger; engine wall ms
 
 

@@ -42,7 +42,9 @@ class Served:
             raise ContractError(
                 "a policy declares unknown fields", seen=sorted(unknown), expected=sorted(known)
             )
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+        }
         return cls(**values)
 
     @property

@@ -53,7 +53,9 @@ class Timing:
 class Dialect(Protocol):
     """One connection's conversation."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For metrics and logs."""
 
     def greet(self) -> Out:
         """What the server says first, once the model is warm."""
@@ -103,7 +105,7 @@ def numbers(fields: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 def session_of(fields: Mapping[str, Any]) -> str:
-    """`session_id` as str, or as an array of one str (RoboArena documents the latter and sends the former)."""
+    """`session_id` as str, or as an array of one str: RoboArena documents the latter, sends the former."""
     value = fields.get("session_id", "")
     if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind == "U":
         value = str(value.reshape(())[()])

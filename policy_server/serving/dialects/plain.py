@@ -12,7 +12,15 @@ from wamserve.action_codec.errors import PolicyOverloaded, RequestError, WamErro
 from wamserve.clients import wire
 from wamserve.clients.policy import Observation, Prediction, Request
 from wamserve.policy_server.serving.dialects import roboarena
-from wamserve.policy_server.serving.dialects.base import TRY_LATER, Ask, Forget, Frame, Out, Timing, session_of
+from wamserve.policy_server.serving.dialects.base import (
+    TRY_LATER,
+    Ask,
+    Forget,
+    Frame,
+    Out,
+    Timing,
+    session_of,
+)
 from wamserve.policy_server.serving.dialects.cosmos import Cosmos
 from wamserve.policy_server.serving.dialects.openpi import OpenpiDroid, OpenpiLibero
 from wamserve.policy_server.serving.served import Served

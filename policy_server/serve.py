@@ -1,0 +1,235 @@
+"""`wam serve`: a policy behind a websocket, and `wam replay`: recorded conversations sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from wamserve.policy_server.serving.app import Server
+
+FACTORY = "wamserve.policy_server.policy:load_policy"
+
+
+def default_checkpoint() -> Path | None:
+    """The small model the project ships; None where this installation has none."""
+    shipped = Path(__file__).resolve().parents[1] / "checkpoints"
+    cards = sorted(shipped.glob("*/model_index.json"))
+    return cards[0].parent if cards else None
+
+
+def serve(
+    checkpoint: Annotated[str | None, tyro.conf.Positional] = None,
+    /,
+    embodiment: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    random_weights: bool = False,
+    device: str | None = None,
+    deterministic: bool = False,
+    seed: int = 0,
+    max_batch: int = 8,
+    batch_wait_ms: float = 0.0,
+    max_queue: int = 64,
+    max_connections: int = 512,
+    max_in_flight: int = 8,
+    max_rate: float = 500.0,
+    max_message_mb: int = 64,
+    metadata: Literal["empty", "roboarena"] = "empty",
+    openpi_reads: Literal["velocity", "position"] = "velocity",
+    roboarena_rows: int = 0,
+    jpeg: bool = False,
+    token_file: Path | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    record: Path | None = None,
+    drain_s: float = 30.0,
+    ranks: int = 1,
+    max_restarts: int = 10,
+    factory: str = FACTORY,
+    factory_args: str = "{}",
+) -> int:
+    """Serve a policy to openpi, RoboLab, RoboArena, LIBERO and wam clients.
+
+    Args:
+        checkpoint: Folder or Hugging Face id; without one, the small model the project ships.
+        embodiment: Contract to serve, where the checkpoint was trained for several (wam ls embodiments).
+        host: Address to listen on. Anything but loopback should come with --token-file.
+        port: TCP port; 0 takes any free one.
+        random_weights: Serve a tiny untrained network: right shapes, meaningless numbers.
+        device: As torch names it; the first GPU, else the CPU, if not given.
+        deterministic: Equal seeds give equal bytes, whatever other clients do: one fixed batch shape.
+        seed: Of the seeds that follow from a request's session and step.
+        max_batch: Requests of equal shape that share one forward pass.
+        batch_wait_ms: How long a request waits for company while the engine is free.
+        max_queue: Requests that wait for the engine before the next one is told "overloaded".
+        max_connections: Websockets open at once.
+        max_in_flight: Requests of one wam.v1 connection that wait at once.
+        max_rate: Requests per second of one connection; 0 is no limit.
+        max_message_mb: Largest frame a client may send, in MiB.
+        metadata: First frame for plain clients: nothing, or RoboArena's six keys. The path /roboarena always
+            gets the latter.
+        openpi_reads: What two-view openpi clients do with `actions`; refused unless the contract agrees.
+        roboarena_rows: Rows of a RoboArena reply, all of which its client executes; 0 is the whole chunk.
+        jpeg: Let wam.v1 clients send JPEG images.
+        token_file: Accepted tokens, one per line.
+        tls_cert: Certificate chain, PEM.
+        tls_key: Its private key, PEM.
+        record: Folder for every frame that crosses the wire; wam replay reads it.
+        drain_s: How long requests in flight may take after SIGTERM.
+        ranks: Engine processes that run each batch in step, one per GPU.
+        max_restarts: Engine deaths in a row after which the server gives up.
+        factory: "module:function" that makes the policy; for policies of your own.
+        factory_args: Its keyword arguments, as JSON.
+    """
+    from wamserve.action_codec.errors import RequestError
+    from wamserve.clients.wire import Limits
+    from wamserve.policy_server.serving.app import Server, Settings
+    from wamserve.policy_server.serving.auth import Tokens, exposure_warning, tls_context
+    from wamserve.policy_server.serving.dialects.plain import PlainRules
+    from wamserve.policy_server.serving.engine import EngineSpec
+    from wamserve.policy_server.serving.scheduler import BatchRules
+
+    try:
+        kwargs: dict[str, Any] = dict(json.loads(factory_args))
+    except (ValueError, TypeError) as error:
+        raise RequestError("--factory-args is not a JSON object", seen=factory_args[:80]) from error
+    if factory == FACTORY:
+        kwargs |= policy_arguments(checkpoint, random_weights, embodiment, device, deterministic, max_batch)
+    limits = Limits(message_bytes=max_message_mb * 2**20)
+    tokens = Tokens.from_file(token_file) if token_file is not None else Tokens()
+    settings = Settings(
+        host=host,
+        port=port,
+        plain=PlainRules(metadata, openpi_reads, roboarena_rows, not deterministic, limits),
+        limits=limits,
+        jpeg=jpeg,
+        max_connections=max_connections,
+        max_in_flight=max_in_flight,
+        max_rate=max_rate,
+        drain_s=drain_s,
+        seed=seed,
+        tokens=tokens,
+        tls=tls_context(tls_cert, tls_key),
+        record=record,
+    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("wamserve.websockets").setLevel(logging.WARNING)
+    if warning := exposure_warning(host, tokens, settings.tls is not None):
+        print(warning, file=sys.stderr, flush=True)
+    spec = EngineSpec(factory, kwargs, ranks, max_restarts=max_restarts)
+    rules = BatchRules(max_batch, batch_wait_ms, max_queue)
+    return asyncio.run(_serve(lambda terminal: Server(spec, settings, rules, terminal.changed)))
+
+
+def policy_arguments(
+    checkpoint: str | None,
+    random_weights: bool,
+    embodiment: str | None,
+    device: str | None,
+    deterministic: bool,
+    max_batch: int,
+) -> dict[str, Any]:
+    """Keyword arguments of `load_policy`. Raises CheckpointError where nothing is named to serve."""
+    from wamserve.action_codec.errors import CheckpointError
+
+    if random_weights and checkpoint is not None:
+        raise CheckpointError("--random-weights takes no checkpoint", seen=checkpoint)
+    if checkpoint is None and not random_weights:
+        shipped = default_checkpoint()
+        if shipped is None:
+            raise CheckpointError(
+                "no checkpoint given, and this installation ships none",
+                expected="a folder or a Hugging Face id",
+                fix="wam serve CHECKPOINT, or wam serve --random-weights to try the wire",
+            )
+        checkpoint = str(shipped)
+    arguments: dict[str, Any] = {"checkpoint": checkpoint, "random_weights": random_weights}
+    if embodiment is not None:
+        arguments["embodiment"] = embodiment
+    if device is not None:
+        arguments["device"] = device
+    if deterministic:
+        arguments |= {"deterministic": True, "max_batch": max_batch}
+    return arguments
+
+
+class Terminal:
+    """What a person sees of an engine: progress on stderr; what is served and where on stdout."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self.url = ""
+
+    def changed(self, engine: Any) -> None:
+        if engine.state == "ready":
+            print(engine.served.line(), flush=True)
+            print(f"ready at {self.url}", flush=True)
+            return
+        tenths = int(10 * engine.fraction)
+        words = f"{engine.state} {engine.stage}" + (f" {10 * tenths} %" if tenths else "")
+        if words != self._last:
+            print(words.strip(), file=sys.stderr, flush=True)
+            self._last = words
+
+
+async def _serve(make: Callable[[Terminal], Server]) -> int:
+    """Runs a server until a signal or until its engine has failed for good."""
+    terminal = Terminal()
+    server = make(terminal)
+    await server.start()
+    terminal.url = server.url
+    loop = asyncio.get_running_loop()
+    stopping: list[asyncio.Task[None]] = []
+
+    def stop() -> None:
+        if not stopping:
+            print("draining", file=sys.stderr, flush=True)
+            stopping.append(loop.create_task(server.stop()))
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop)
+    over = asyncio.ensure_future(server.engine.over.wait())
+    stopped = asyncio.ensure_future(server.wait_stopped())
+    await asyncio.wait({over, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    failed = server.engine.state == "failed"
+    if failed:
+        stop()
+    await stopped
+    over.cancel()
+    with contextlib.suppress(NotImplementedError):
+        loop.remove_signal_handler(signal.SIGTERM)
+    if failed:
+        print(f"wam serve: {server.engine.error}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+def replay(
+    folder: Annotated[Path, tyro.conf.Positional],
+    /,
+    uri: str = "ws://127.0.0.1:8000",
+    token: str | None = None,
+    tolerance: float = 0.0,
+    timeout_s: float = 60.0,
+) -> int:
+    """Send recorded requests again and compare the replies; exits 1 where an action differs.
+
+    Args:
+        folder: What wam serve --record wrote.
+        uri: The server to ask.
+        token: Bearer token, where it wants one.
+        tolerance: Largest difference of any number that still counts as equal. 0 fits --deterministic.
+        timeout_s: How long one reply may take.
+    """
+    from wamserve.policy_server.serving.replay import replay_folder
+
+    return replay_folder(folder, uri, token, tolerance, timeout_s)

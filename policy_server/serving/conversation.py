@@ -1,0 +1,275 @@
+"""One websocket from handshake to close: frames to its dialect, requests to the scheduler, answers back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from wamserve.action_codec.errors import (
+    PolicyError,
+    PolicyLate,
+    PolicyOverloaded,
+    PolicyUnavailable,
+    WamError,
+)
+from wamserve.clients.messages import SUBPROTOCOL
+from wamserve.clients.policy import Ledger, Prediction, Request
+from wamserve.policy_server.serving.auth import RateLimit
+from wamserve.policy_server.serving.dialects.base import (
+    RESTART,
+    SERVER_ERROR,
+    Ask,
+    Dialect,
+    Forget,
+    Out,
+    Timing,
+)
+from wamserve.policy_server.serving.dialects.plain import Plain
+from wamserve.policy_server.serving.dialects.wam import Wam
+from wamserve.policy_server.serving.scheduler import Superseded
+
+if TYPE_CHECKING:
+    from wamserve.policy_server.serving.app import Server
+
+logger = logging.getLogger("wamserve.serving")
+
+_LOADING_EVERY_S = 0.5
+
+
+class Conversation:
+    """Plain dialects take strict turns; `wam.v1` may have several requests in flight."""
+
+    def __init__(self, server: Server, websocket: ServerConnection, name: str) -> None:
+        self.server = server
+        self.websocket = websocket
+        self.name = name
+        self.rate = RateLimit(server.settings.max_rate)
+        self.busy = 0  # requests being answered
+        self.previous_ms: float | None = None
+        self.sessions: set[str] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.dialect: Dialect
+
+    async def run(self) -> None:
+        closed = asyncio.ensure_future(self.websocket.wait_closed())
+        try:
+            if not await self._wait_until_ready(closed):
+                return
+            self.dialect = self._dialect()
+            if self.server.recorder is not None:
+                self.server.recorder.opened(self.name, self.websocket)
+            await self._send(self.dialect.greet())
+            async for frame in self.websocket:
+                arrived = time.perf_counter()
+                if self.server.recorder is not None:
+                    self.server.recorder.frame(self.name, "client", frame)
+                await self._take(frame, arrived, closed)
+        except ConnectionClosed:
+            pass
+        finally:
+            closed.cancel()
+            for task in self.tasks:
+                task.cancel()
+            if self.tasks:
+                await asyncio.gather(*self.tasks, return_exceptions=True)
+            for session in self.sessions:
+                await self.server.engine.reset(session)
+            if self.server.recorder is not None:
+                self.server.recorder.closed(self.name)
+
+    async def close(self, code: int) -> None:
+        await self.websocket.close(code)
+
+    def _dialect(self) -> Dialect:
+        served, settings = self.server.engine.served, self.server.settings
+        assert served is not None and self.websocket.request is not None
+        if self.websocket.subprotocol == SUBPROTOCOL:
+            hello = served.hello(
+                self.server.version,
+                jpeg=settings.jpeg,
+                max_message_bytes=settings.limits.message_bytes,
+                max_in_flight=settings.max_in_flight,
+            )
+            return Wam(hello, self.name, settings.limits)
+        request = self.websocket.request
+        bearer = request.headers.get("Authorization", "").lower().startswith("bearer ")
+        return Plain(served, settings.plain, request.path, bearer)
+
+    async def _wait_until_ready(self, closed: asyncio.Future[None]) -> bool:
+        """Holds the first frame until the model is warm: openpi clients wait for it without a timeout."""
+        engine = self.server.engine
+        if engine.ready.is_set():
+            return True
+        waits = {
+            closed,
+            asyncio.ensure_future(engine.ready.wait()),
+            asyncio.ensure_future(engine.over.wait()),
+        }
+        told = None
+        try:
+            while not engine.ready.is_set() and not engine.over.is_set() and not closed.done():
+                if self.websocket.subprotocol == SUBPROTOCOL and told != (engine.stage, engine.fraction):
+                    told = (engine.stage, engine.fraction)
+                    await self._send(Wam.loading(engine.stage or engine.state, engine.fraction))
+                await asyncio.wait(waits, timeout=_LOADING_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits - {closed}:
+                wait.cancel()
+        if engine.over.is_set() and not closed.done():
+            await self.close(RESTART if self.server.draining else SERVER_ERROR)
+        return engine.ready.is_set() and not closed.done()
+
+    async def _take(self, frame: bytes | str, arrived: float, closed: asyncio.Future[None]) -> None:
+        try:
+            heard = self.dialect.receive(frame)
+            if not self.rate.take():
+                raise PolicyOverloaded("too many requests", expected=f"<= {self.rate.rate:g} per second")
+        except WamError as error:
+            self._count(error)
+            await self._send(self.dialect.fail(error))
+            return
+        if isinstance(heard, Out):
+            await self._send(heard)
+        elif isinstance(heard, Forget):
+            for session in heard.sessions:
+                await self.server.engine.reset(self._session(session))
+            await self._send(Out((heard.reply,)))
+        else:
+            decode_ms = 1e3 * (time.perf_counter() - arrived)
+            task = asyncio.ensure_future(self._answer(heard, arrived, decode_ms))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+            if not isinstance(self.dialect, Wam):
+                # A client that leaves takes its waiting request with it.
+                await asyncio.wait({task, closed}, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _answer(self, ask: Ask, arrived: float, decode_ms: float) -> None:
+        self.busy += 1
+        stream = (self.name, ask.request.session) if ask.stream else None
+        request = ask.request
+        try:
+            if self.busy > self.server.settings.max_in_flight and not ask.stream:
+                raise PolicyOverloaded(
+                    "too many requests in flight", expected=f"<= {self.server.settings.max_in_flight}"
+                )
+            self.server.check(request)
+            request = replace(
+                request,
+                seed=seed_for(request, self.server.settings.seed, self.server.deterministic),
+                session=self._session(request.session),
+            )
+            prediction, infer_ms = await self.server.scheduler.answer(request, self.name, arrived, stream)
+            answered = time.perf_counter()
+            ledger = replace(prediction.ledger, decode_ms=decode_ms)
+            out = self.dialect.reply(
+                ask,
+                replace(prediction, seed=request.seed or 0, ledger=ledger),
+                Timing(infer_ms, self.previous_ms),
+            )
+            await self._send(out)
+            now = time.perf_counter()
+            self.previous_ms = 1e3 * (now - arrived)
+            self._log(request, prediction, replace(ledger, reply_ms=1e3 * (now - answered)), infer_ms)
+        except Superseded as error:
+            self._count(error, request)
+        except WamError as error:
+            self._count(error, request)
+            await self._send(self.dialect.fail(error, ask))
+        except ConnectionClosed:
+            self.server.metrics.failed(self.dialect.name, "gone")
+        except Exception as error:
+            logger.exception("request failed")
+            self._count(error, request)
+            await self._send(self.dialect.fail(error, ask))
+        finally:
+            self.busy -= 1
+
+    async def _send(self, out: Out) -> None:
+        """Frames of one answer. A reader slower than the send timeout loses the connection."""
+        try:
+            async with asyncio.timeout(self.server.settings.send_timeout_s):
+                for frame in out.frames:
+                    await self.websocket.send(frame)
+                    if self.server.recorder is not None:
+                        self.server.recorder.frame(self.name, "server", frame)
+                if out.close is not None:
+                    await self.close(out.close)
+        except TimeoutError:
+            logger.warning(json.dumps({"event": "slow reader dropped", "connection": self.name}))
+            self.websocket.transport.abort()
+        except ConnectionClosed:
+            pass
+
+    def _session(self, session: str) -> str:
+        """The session as the engine knows it: a new connection is a new robot, whatever it calls itself."""
+        name = f"{self.name}/{session}"
+        if len(self.sessions) < 1024:
+            self.sessions.add(name)
+        return name
+
+    def _count(self, error: Exception, request: Request | None = None) -> None:
+        outcome = outcome_of(error)
+        self.server.metrics.failed(self.dialect.name, outcome)
+        line = {"event": "request", "connection": self.name, "dialect": self.dialect.name, "outcome": outcome}
+        if request is not None:
+            line |= {"mode": request.mode, "session": request.session, "step": request.step}
+        logger.info(json.dumps({**line, "error": str(error)[:300]}))
+
+    def _log(self, request: Request, prediction: Prediction, ledger: Ledger, infer_ms: float) -> None:
+        total_ms = self.previous_ms or 0.0
+        self.server.metrics.answered(self.dialect.name, ledger, total_ms)
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        line: dict[str, Any] = {
+            "event": "request",
+            "connection": self.name,
+            "dialect": self.dialect.name,
+            "outcome": "ok",
+            "mode": request.mode,
+            "session": request.session,
+            "step": request.step,
+            "seed": request.seed,
+            "batch": ledger.batch,
+            "forwards": ledger.forwards,
+            "decode_ms": round(ledger.decode_ms, 3),
+            "queue_ms": round(ledger.queue_ms, 3),
+            "infer_ms": round(infer_ms, 3),
+            "reply_ms": round(ledger.reply_ms, 3),
+            "total_ms": round(total_ms, 3),
+        }
+        logger.info(json.dumps(line))
+
+
+def outcome_of(error: Exception) -> str:
+    """The word metrics and logs use."""
+    for kind, word in (
+        (Superseded, "superseded"),
+        (PolicyLate, "late"),
+        (PolicyOverloaded, "overloaded"),
+        (PolicyUnavailable, "unavailable"),
+        (PolicyError, "failed"),
+        (WamError, "refused"),
+    ):
+        if isinstance(error, kind):
+            return word
+    return "failed"
+
+
+def seed_for(request: Request, seed: int, deterministic: bool) -> int:
+    """The request's own seed; else one that follows from server seed, session and step where the session is
+    named or runs must repeat; else a fresh one. Never a stream shared between clients."""
+    if request.seed is not None:
+        return request.seed
+    if request.session or deterministic:
+        words = f"{seed}|{request.session}|{request.step}".encode()
+        return int.from_bytes(hashlib.sha256(words).digest()[:4], "little") & 0x7FFFFFFF
+    return secrets.randbits(31)

@@ -1,0 +1,163 @@
+"""Policies that tests put into the engine process. The factory spec is "…/policies.py:NAME"."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from wamserve.action_codec.errors import RequestError
+from wamserve.clients.policy import ActionChunk, Ledger, Prediction
+from wamserve.embodiments.contract import load
+
+HERE = str(Path(__file__).resolve())
+
+
+def spec(name: str) -> str:
+    return f"{HERE}:{name}"
+
+
+def rows_for(request, rows: int = 32, width: int = 8) -> np.ndarray:
+    """Actions that only this request can have: a function of its seed, pixels and state."""
+    pixels = sum(int(view[::16, ::16].astype(np.int64).sum()) for view in request.observation.images.values())
+    state = sum(float(np.sum(row)) for row in request.observation.state.values())
+    noise = np.random.RandomState(request.seed or 0).standard_normal((rows, width))
+    return (noise + 1e-6 * pixels + state).astype(np.float32)
+
+
+class Echo:
+    """Answers at once with `rows_for`; prompts choose misbehaviour."""
+
+    def __init__(self, embodiment: str = "", delay_s: float = 0.0, video: bool = False, **declared) -> None:
+        self.embodiment = load(embodiment) if embodiment else None
+        self.delay_s = delay_s
+        self.video = video
+        self.declared = declared
+
+    def describe(self) -> dict:
+        served = {"device": "cpu", "sampler": "echo", "weights_sha256": "e" * 64, "video": True}
+        if self.embodiment is not None:
+            served |= {
+                "embodiment": self.embodiment.name,
+                "wire": _plain(self.embodiment.wire),
+                "wire_sha256": self.embodiment.wire_hash,
+                "model_sha256": self.embodiment.model_hash,
+                "period": 1 / self.embodiment.wire.rate_hz,
+                "chunk_rows": self.embodiment.wire.chunk,
+            }
+        return (
+            served
+            | {
+                "modes": ["policy", "fd", "id"],
+                "steps": [1, 50],
+                "guidance": [1.0, 7.0],
+                "max_prefix_rows": 16,
+            }
+            | self.declared
+        )
+
+    def infer(self, request):
+        return self.infer_batch([request])[0]
+
+    def infer_batch(self, requests):
+        for request in requests:
+            words = request.observation.instruction
+            if words == "refuse me":
+                raise RequestError("this instruction is refused", seen=words)
+            if words == "break":
+                raise ValueError("secret /root/model.py broke")
+            if words.startswith("sleep "):
+                time.sleep(float(words.split()[1]))
+            if words == "die":
+                os.kill(os.getpid(), 9)
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request) -> Prediction:
+        wire = self.embodiment.wire if self.embodiment is not None else None
+        rows = rows_for(request, wire.chunk, wire.reply.width) if wire is not None else rows_for(request)
+        wants = request.want_video or self.video or request.mode == "fd"
+        video = np.full((3, 16, 16, 3), (request.seed or 0) % 256, np.uint8) if wants else None
+        chunk = None
+        if request.mode != "fd":
+            chunk = ActionChunk(rows, request.observation.time, 1 / 15, request.delay)
+        return Prediction(chunk, video, request.seed or 0, Ledger(denoise_ms=1.0, forwards=5))
+
+    def reset(self, session: str = "") -> None: ...
+
+
+class Instant(Echo):
+    """One stored chunk for every request."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.prediction = Prediction(ActionChunk(np.zeros((32, 8), np.float32), 0.0, 1 / 15))
+
+    def infer_batch(self, requests):
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        return [self.prediction] * len(requests)
+
+
+class Busy(Echo):
+    """Holds its interpreter lock and saturates every core for `busy_s` per batch."""
+
+    def __init__(self, busy_s: float, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.busy_s = busy_s
+
+    def infer_batch(self, requests):
+        deadline = time.monotonic() + self.busy_s
+        for _ in range(os.cpu_count() or 1):
+            if os.fork() == 0:
+                while time.monotonic() < deadline:
+                    sum(range(1000))
+                os._exit(0)
+        # One regex that backtracks for long never gives the interpreter lock away.
+        hold_interpreter_lock(deadline)
+        return super().infer_batch(requests)
+
+
+def hold_interpreter_lock(deadline: float) -> None:
+    started = threading.Event()
+    ran = []
+    threading.Thread(target=lambda: (started.set(), ran.append(time.monotonic())), daemon=True).start()
+    started.wait()
+    big = 10**400_000
+    while time.monotonic() < deadline:
+        big % 7
+        pow(3, 1_000_000, 10**2000)
+
+
+def _plain(noun) -> dict:
+    import dataclasses
+    import json
+
+    return json.loads(json.dumps(dataclasses.asdict(noun)))
+
+
+def echo(**kwargs) -> Echo:
+    return Echo(**kwargs)
+
+
+def instant(**kwargs) -> Instant:
+    return Instant(**kwargs)
+
+
+def busy(**kwargs) -> Busy:
+    return Busy(**kwargs)
+
+
+def slow_load(load_s: float = 1.0, progress=None, **kwargs) -> Echo:
+    for part in range(10):
+        progress("weights", part / 10)
+        time.sleep(load_s / 10)
+    return Echo(**kwargs)
+
+
+def broken(**kwargs):
+    raise RequestError("the checkpoint is not there", fix="wam serve CHECKPOINT")
