@@ -121,6 +121,7 @@ class Canvas:
     layout: Literal["single", "over_pair", "side_by_side"]
     # over_pair: views[0] above [views[1] | views[2]], each at half its height and width
     views: tuple[str, ...]
+    videos: tuple[str, ...]  # the dataset's video key of each view
     height: int  # pixels of the composed frame, before the tier
     width: int
     tier: Literal["128", "256", "480", "704", "720"]
@@ -346,6 +347,7 @@ def check(embodiment: Embodiment, file_name: str) -> Embodiment:
         given = block.gripper is not None and block.gripper_source is not None
         refuse_unless((block.kind == "gripper") == given, f"{where} gripper and source", given, not given)
         if block.keypoints:
+            refuse_unless(block.frame in known, f"{where} frame is no track", block.frame, known)
             width = 3 * len(block.keypoints)
             refuse_unless(
                 layout[block.name].width == width, f"{where} width", layout[block.name].width, width
@@ -361,6 +363,23 @@ def check(embodiment: Embodiment, file_name: str) -> Embodiment:
     )
     refuse_unless(wire.rate_hz == model.rate_hz, "wire and model rates differ", wire.rate_hz, model.rate_hz)
     refuse_unless(wire.chunk == model.chunk, "wire and model chunks differ", wire.chunk, model.chunk)
+    refuse_unless(
+        len(model.canvas.videos) == len(model.canvas.views),
+        "videos and views",
+        model.canvas.videos,
+        model.canvas.views,
+    )
+    scaled = model.normalizer.method == "scale"
+    refuse_unless(
+        scaled or model.translation_scale == 1.0,
+        "translation scale needs normalizer scale",
+        model.normalizer.method,
+        "scale",
+    )
+    grippers = [block for block in model.blocks if block.kind == "gripper"]
+    refuse_unless(
+        len(wire.reply.grippers) == len(grippers), "reply grippers", len(wire.reply.grippers), len(grippers)
+    )
     views = {image.name for image in wire.images}
     refuse_unless(
         set(model.canvas.views) == views, "canvas views are not the wire's", model.canvas.views, views
