@@ -1,0 +1,168 @@
+"""Recorded episodes from LeRobot folders (v2, v3), thinned to the contract's rate and cut into whole chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wamserve.action_codec.arrays import Array
+from wamserve.action_codec.errors import ContractError
+from wamserve.action_codec.normalizers import RawActions
+from wamserve.embodiments.adapters import chunk_starts, encode_chunk
+from wamserve.embodiments.contract import Embodiment
+
+BOOKKEEPING = ("episode_index", "frame_index", "index", "task_index", "subtask_index", "timestamp")
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One episode as stored, every row."""
+
+    path: Path
+    index: int  # episode_index in the data set
+    rate_hz: int  # what meta/info.json claims
+    columns: dict[str, Array]  # [T, ...] float64, named as stored
+    timestamps: Array  # [T] seconds
+    episode_of_row: Array  # [T] episode_index of each row: one value, unless the caller mixed episodes
+    videos: tuple[str, ...]  # video keys of the data set
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One episode at the contract's rate."""
+
+    columns: dict[str, Array]  # [T, ...]
+    timestamps: Array  # [T] seconds
+    rows: Array  # [T] native row of each: where its video frame lies
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+
+def read(path: Path | str, index: int | None = None) -> Recording:
+    """The episode `index` (default: the first) of a LeRobot folder; a parquet file inside one works too.
+
+    ContractError for a folder without meta/info.json, a rate that is no whole number, an absent episode.
+    """
+    root = _root(Path(path))
+    info = json.loads((root / "meta" / "info.json").read_text())
+    rate = whole_rate(info.get("fps"), str(root))
+    files = [Path(path)] if Path(path).is_file() else sorted((root / "data").rglob("*.parquet"))
+    table, chosen = _rows_of_episode(files, index)
+    columns: dict[str, Array] = {}
+    for name in table.column_names:
+        values = _numbers(table[name].combine_chunks())
+        if values is not None:
+            columns[name] = values
+    missing = [name for name in ("timestamp", "episode_index") if name not in columns]
+    if missing:
+        raise ContractError(f"{root} has no column {missing[0]!r}", seen=", ".join(columns))
+    videos = tuple(
+        key for key, feature in info.get("features", {}).items() if feature.get("dtype") == "video"
+    )
+    return Recording(
+        path=root,
+        index=chosen,
+        rate_hz=rate,
+        columns={name: values for name, values in columns.items() if name not in BOOKKEEPING},
+        timestamps=columns["timestamp"].reshape(-1),
+        episode_of_row=columns["episode_index"].reshape(-1),
+        videos=videos,
+    )
+
+
+def whole_rate(rate: Any, where: str) -> int:
+    """Rows per second as a whole number; ContractError for 29.97 and for nothing at all."""
+    if not isinstance(rate, (int, float)) or rate <= 0 or rate != int(rate):
+        raise ContractError(
+            f"{where}: the rate is no whole number of rows per second",
+            seen=rate,
+            expected="an integer fps in meta/info.json",
+            fix="resample the data set; a model is told its rate as an integer",
+        )
+    return int(rate)
+
+
+def at_control_rate(recording: Recording, embodiment: Embodiment) -> Episode:
+    """Every stride-th row; ContractError unless the data set runs at the contract's native rate."""
+    model = embodiment.model
+    if recording.rate_hz != model.native_rate_hz:
+        raise ContractError(
+            f"{recording.path} runs at another rate than {embodiment.name} expects",
+            seen=f"{recording.rate_hz} Hz",
+            expected=f"{model.native_rate_hz} Hz (every {model.stride}. row makes {model.rate_hz} Hz)",
+            fix="another embodiment, or resample: deltas scale with the rate",
+        )
+    if len(np.unique(recording.episode_of_row)) > 1:
+        raise ContractError(
+            f"{recording.path}: rows of several episodes in one stretch",
+            seen=np.unique(recording.episode_of_row),
+        )
+    rows = np.arange(0, len(recording), model.stride)
+    columns = {name: values[rows] for name, values in recording.columns.items()}
+    return Episode(columns, recording.timestamps[rows], rows.astype(np.float64))
+
+
+def chunks(episode: Episode, embodiment: Embodiment, hop: int = 1) -> Iterator[tuple[int, RawActions]]:
+    """(row, chunk that begins there) for every whole chunk of the episode, `hop` rows apart."""
+    for start in chunk_starts(embodiment, len(episode), hop):
+        yield start, encode_chunk(embodiment, episode.columns, start)
+
+
+def _root(path: Path) -> Path:
+    for folder in (path, *path.parents):
+        if (folder / "meta" / "info.json").is_file():
+            return folder
+    raise ContractError(
+        f"{path} is no LeRobot data set", expected="a folder with meta/info.json and data/**/*.parquet"
+    )
+
+
+def _rows_of_episode(files: list[Path], index: int | None) -> tuple[Any, int]:
+    """The rows of one episode and its number, from whichever files hold them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    known: list[int] = []
+    parts = []
+    for file in files:
+        present = pc.unique(pq.read_table(file, columns=["episode_index"])["episode_index"]).to_pylist()
+        known += present
+        if index is None and present:
+            index = min(present)
+        if index in present:
+            parts.append(pq.read_table(file, filters=[("episode_index", "=", index)]))
+    if not parts or index is None:
+        raise ContractError(
+            f"no episode {index}", seen=f"episodes {min(known)} .. {max(known)}" if known else "no episodes"
+        )
+    return pa.concat_tables(parts), index
+
+
+def _numbers(column: Any) -> Array | None:
+    """A parquet column as float64 [T, ...]; None for text."""
+    import pyarrow as pa
+
+    kind, rows, width = column.type, len(column), []
+    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
+        column, kind = column.flatten(), kind.value_type
+        width.append(-1)
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        return None
+    values = np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+    if not width:
+        return values
+    if rows == 0 or len(values) % rows:
+        raise ContractError(
+            "a column has rows of different lengths", seen=f"{len(values)} numbers in {rows} rows"
+        )
+    return values.reshape(rows, -1)
