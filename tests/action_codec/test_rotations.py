@@ -1,4 +1,4 @@
-"""Every rotation form against the reference goldens, SciPy, and its own axioms; bad input by its error text."""
+"""Every rotation form against the reference goldens, SciPy and its axioms; bad input by its error text."""
 
 import numpy as np
 import pytest
@@ -162,19 +162,34 @@ def test_degenerate_rot6d_is_refused_naming_the_row(golden, row):
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: rot.matrix_from_rot6d(np.ones((4, 5))), r"rot6d has the wrong width; seen: \[4, 5\]; expected: \[\.\.\., 6\]"),
-        (lambda: rot.matrix_from_rot6d([[1, 0, 0, 0, 1, 0], [1, 0, np.nan, 0, 1, 0]]), "rot6d row 1 is not finite"),
-        (lambda: rot.matrix_from_euler_xyz([[[0, 0, 0], [0, np.inf, 0]]]), r"euler_xyz row \(0, 1\) is not finite"),
+        (
+            lambda: rot.matrix_from_rot6d(np.ones((4, 5))),
+            r"rot6d has the wrong width; seen: \[4, 5\]; expected: \[\.\.\., 6\]",
+        ),
+        (
+            lambda: rot.matrix_from_rot6d([[1, 0, 0, 0, 1, 0], [1, 0, np.nan, 0, 1, 0]]),
+            "rot6d row 1 is not finite",
+        ),
+        (
+            lambda: rot.matrix_from_euler_xyz([[[0, 0, 0], [0, np.inf, 0]]]),
+            r"euler_xyz row \(0, 1\) is not finite",
+        ),
         (lambda: rot.matrix_from_quat_xyzw([[0, 0, 0, 1], [0, 0, 0, 0]]), "quat_xyzw row 1 has zero length"),
         (lambda: rot.matrix_from_quat_wxyz([0, 0, 0, 0]), "quat_wxyz row 0 has zero length"),
-        (lambda: rot.require_rotation([np.eye(3), 1.1 * np.eye(3)]), r"matrix row 1 is not a rotation.*0\.21"),
+        (
+            lambda: rot.require_rotation([np.eye(3), 1.1 * np.eye(3)]),
+            r"matrix row 1 is not a rotation.*0\.21",
+        ),
         (lambda: rot.require_rotation(np.diag([1, 1, -1])), r"matrix row 0 is not a rotation.*det R = -1"),
         (lambda: rot.axis_angle_from_matrix(np.zeros((3, 3))), "is not a rotation"),
         (lambda: rot.matrix_from_rot9d(np.zeros(9)), "rot9d row 0 has no nearest rotation"),
-        (lambda: rot.rotation_form("rot5d"), "rotation form 'rot5d' is unknown; expected: rot6d, rot9d, quat_xyzw"),
+        (
+            lambda: rot.rotation_form("rot5d"),
+            "rotation form 'rot5d' is unknown; expected: rot6d, rot9d, quat_xyzw",
+        ),
         (lambda: rot.matrix_from_rot6d("six"), "rot6d is not an array of numbers"),
     ],
-)  # fmt: skip
+)
 def test_bad_rotations_get_one_clear_error(call, text):
     with pytest.raises(CodecError, match=text):
         call()
