@@ -74,11 +74,12 @@ def random_start():
 
 @pytest.fixture(scope="session")
 def close():
-    """close(ours, reference, tolerance) fails with the largest difference."""
+    """close(ours, reference, tolerance) prints the largest difference and fails past the tolerance."""
 
     def check(ours, reference, tolerance=PARITY):
         assert ours.shape == reference.shape
         worst = (ours.float() - reference.float()).abs().max().item()
+        print(f"max |difference| {worst:.2e} of max {reference.abs().max():.2f}")
         assert worst <= tolerance, f"max |difference| {worst:.2e} > {tolerance:.0e}"
 
     return check
