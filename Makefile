@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
+OPENPI := .venv-openpi/.ready
+
 .PHONY: demo test test-slow lint clean
 
 $(STAMP): pyproject.toml
@@ -15,13 +17,20 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install -q --no-deps robosuite==1.5.2 hf-libero==0.1.4 gym-pusht==0.1.8 bddl==1.0.1
 	touch $@
 
+# The real openpi client and server, apart because they pin numpy < 2; they run with numpy 2 all the same.
+$(OPENPI):
+	$(PYTHON) -m venv .venv-openpi
+	.venv-openpi/bin/pip install -q --no-deps openpi-client==0.1.2 openpi-server==0.1.0
+	.venv-openpi/bin/pip install -q 'numpy>=2,<3' 'websockets>=15' msgpack dm-tree pillow typing_extensions
+	touch $@
+
 demo: $(STAMP)
 	$(BIN)/wam --help
 
-test: lint
+test: lint $(OPENPI)
 	$(BIN)/pytest -m "not slow and not gpu"
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) $(OPENPI)
 	$(BIN)/pytest -m slow
 
 .typing: $(STAMP)
@@ -35,4 +44,4 @@ lint: $(STAMP) .typing
 	MYPYPATH=.typing $(BIN)/mypy -p wamserve
 
 clean:
-	rm -rf $(VENV) .typing build *.egg-info
+	rm -rf $(VENV) .venv-openpi .typing build *.egg-info
