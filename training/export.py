@@ -1,0 +1,85 @@
+"""Writes trained weights as the checkpoint folder they were read from, with everything else unchanged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from wamserve.policy_server.world_model.checkpoint import Checkpoint, diffusers_name_from_framework
+from wamserve.policy_server.world_model.network import KEEP_FP32, WorldModel
+from wamserve.training.ranks import Ranks, whole
+
+STEM = "diffusion_pytorch_model"
+SHARD_BYTES = 4 << 30
+
+
+def export_checkpoint(
+    network: WorldModel, source: Checkpoint, folder: Path, ranks: Ranks, dtype: torch.dtype | None = None
+) -> Path:
+    """A diffusers-format folder: the network's weights, and the source's for all that serving never reads.
+
+    `dtype` None keeps each tensor's stored dtype. Every rank must call; rank 0 writes. One shard of
+    weights is in memory at a time.
+    """
+    weights = dict(network.named_parameters())
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in ("vae", "text_tokenizer", "scheduler"):
+            if (source.folder / part).is_dir():
+                shutil.copytree(source.folder / part, folder / part, dirs_exist_ok=True)
+        shutil.copy(source.folder / "model_index.json", folder)
+        (folder / "transformer").mkdir(exist_ok=True)
+        shutil.copy(source.folder / "transformer" / "config.json", folder / "transformer")
+    held: dict[str, torch.Tensor] = {}
+    names: dict[str, str] = {}
+    files: list[Path] = []
+    size = total = 0
+
+    def flush() -> None:
+        nonlocal held, size
+        if held and ranks.first:
+            file = folder / "transformer" / f"{STEM}.part{len(files)}"
+            save_file(held, file, metadata={"format": "pt"})
+            names.update(dict.fromkeys(held, file.name))
+            files.append(file)
+        held, size = {}, 0
+
+    for stored in sorted((source.folder / "transformer").glob("*.safetensors")):
+        with safe_open(stored, framework="pt", device="cpu") as shard_file:
+            for key in shard_file.keys():  # noqa: SIM118 - safe_open is no mapping
+                name = diffusers_name_from_framework(key) if source.layout == "framework" else key
+                value = whole(weights[name]) if name in weights else shard_file.get_tensor(key)
+                target = dtype or source.tensors[name].torch_dtype if name in source.tensors else dtype
+                if name.startswith(KEEP_FP32) and dtype is not None:
+                    target = torch.float32
+                value = value.to(target or value.dtype).contiguous()
+                held[name] = value
+                size += value.nbytes
+                total += value.nbytes
+                if size > SHARD_BYTES:
+                    flush()
+    flush()
+    if ranks.first:
+        _name_shards(folder / "transformer", files, names, total)
+    ranks.wait()
+    return folder
+
+
+def _name_shards(folder: Path, files: list[Path], names: dict[str, str], total: int) -> None:
+    for old in folder.glob("*.safetensors*"):
+        old.unlink()
+    if len(files) == 1:
+        files[0].rename(folder / f"{STEM}.safetensors")
+        return
+    final = {
+        file.name: f"{STEM}-{i + 1:05d}-of-{len(files):05d}.safetensors" for i, file in enumerate(files)
+    }
+    for file in files:
+        file.rename(folder / final[file.name])
+    index = {"metadata": {"total_size": total}, "weight_map": {k: final[v] for k, v in names.items()}}
+    (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2))

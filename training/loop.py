@@ -1,0 +1,252 @@
+"""The training loop: draw, noise, predict the velocity, step; resumable to the step, equal for equal seeds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wamserve.action_codec.errors import WamError
+from wamserve.policy_server.world_model.checkpoint import Checkpoint, load_weights, open_checkpoint
+from wamserve.policy_server.world_model.network import WorldModel
+from wamserve.policy_server.world_model.prompt_kv import PromptKV
+from wamserve.policy_server.world_model.text import PromptTokenizer, load_tokenizer
+from wamserve.training.config import TrainConfig
+from wamserve.training.export import export_checkpoint
+from wamserve.training.objective import Losses, flow_losses
+from wamserve.training.parameters import (
+    Average,
+    make_optimizer,
+    merge_lora,
+    prepare_parameters,
+    set_learning_rate,
+)
+from wamserve.training.prepare import Prepared, Samples, open_prepared
+from wamserve.training.ranks import Ranks, average_gradients, join_ranks, local, shard
+
+TRAIN_STREAM, VALIDATION_STREAM = 0, 1  # first number of every random seed
+
+
+def train(config: TrainConfig, log: Callable[[str], None] = print) -> Path:
+    """Runs or resumes `config`; returns the folder of the finished checkpoint (averaged weights)."""
+    with join_ranks() as ranks:
+        return Trainer(config, ranks, log).run()
+
+
+@dataclass
+class Batch:
+    """One drawn batch on the device; all samples are of one embodiment."""
+
+    data: Prepared
+    latents: Tensor  # [B, C, T, h, w]
+    actions: Tensor  # [B, Ta, action_dim] model space
+    prompts: list[str]
+
+
+class Trainer:
+    def __init__(self, config: TrainConfig, ranks: Ranks, log: Callable[[str], None]) -> None:
+        if config.batch % ranks.size:
+            raise WamError("batch must be a multiple of the ranks", seen=config.batch, expected=ranks.size)
+        self.config, self.ranks, self.log = config, ranks, log
+        self.out = Path(config.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.checkpoint: Checkpoint = open_checkpoint(config.start)
+        with torch.device("meta"):
+            network = WorldModel(self.checkpoint.config)
+        load_weights(network, self.checkpoint, ranks.device, torch.float32)
+        network.gradient_checkpointing = config.gradient_checkpointing
+        names = prepare_parameters(network, config.trainable)
+        if config.shard:
+            shard(network, ranks)
+        self.network = network
+        self.text_frozen = not config.trainable.text_tower or config.trainable.lora_rank > 0
+        self.tokenizer: PromptTokenizer = load_tokenizer(
+            self.checkpoint.tokenizer_folder, self.checkpoint.config.vocab_size
+        )
+        self.data = [open_prepared(Path(d.prepared), self.checkpoint) for d in config.data]
+        weights = np.array([d.weight for d in config.data])
+        self.share = weights / weights.sum()
+        self.adam = make_optimizer(network, config.optimizer)
+        self.average = Average(network.named_parameters(), config.optimizer.ema_decay)
+        self.step = 0
+        total = sum(p.numel() for n, p in network.named_parameters() if n in names)
+        self._say(f"train {config.start} -> {config.out}: {total / 1e6:.2f} M weights move, {ranks.size} ranks")
+
+    def run(self) -> Path:
+        self._resume()
+        began, last = time.monotonic(), self.step
+        while self.step < self.config.steps:
+            rate = set_learning_rate(self.adam, self.config.optimizer, self.step, self.config.steps)
+            losses, norm = self._train_step()
+            self.step += 1
+            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                seconds = (time.monotonic() - began) / (self.step - last)
+                self._curve("train", losses, learning_rate=rate, grad_norm=norm, s_per_step=seconds)
+                began, last = time.monotonic(), self.step
+            if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
+                self.average.swap(self.network.named_parameters())
+                self._curve("validation", self._validate())
+                self.average.swap(self.network.named_parameters())
+            if self.step % self.config.save_every == 0 or self.step == self.config.steps:
+                self._save()
+        self.average.swap(self.network.named_parameters())
+        merge_lora(self.network)
+        return export_checkpoint(self.network, self.checkpoint, self.out / "checkpoint", self.ranks)
+
+    def _train_step(self) -> tuple[Losses, float]:
+        self.network.train()
+        losses = self._losses(TRAIN_STREAM, self.step, held_out=False)
+        self.adam.zero_grad(set_to_none=True)
+        losses.total.backward()
+        if not self.config.shard:
+            average_gradients(self.network, self.ranks)
+        moving = [p for p in self.network.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(moving, self.config.optimizer.clip_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if not torch.isfinite(norm):
+            raise WamError(
+                "the gradient is not finite", seen=f"{float(norm)} at step {self.step}",
+                fix="lower optimizer.learning_rate and resume from the last state",
+            )  # fmt: skip
+        self.adam.step()
+        self.average.update(self.network.named_parameters(), self.step)
+        return losses, float(norm)
+
+    @torch.no_grad()
+    def _validate(self) -> Losses:
+        self.network.eval()
+        parts = [
+            self._losses(VALIDATION_STREAM, i, held_out=True) for i in range(self.config.validation_batches)
+        ]
+        return Losses(*(torch.stack(values).mean() for values in zip(*parts, strict=True)))
+
+    def _losses(self, stream: int, index: int, held_out: bool) -> Losses:
+        """The losses of batch `index` of a random stream. The seed alone decides what is drawn."""
+        config = self.config
+        common = np.random.default_rng((config.seed, stream, index))
+        which = int(common.choice(len(self.data), p=self.share))
+        rng = np.random.default_rng((config.seed, stream, index, self.ranks.rank))
+        batch = self._draw(self.data[which], rng, config.batch // self.ranks.size, held_out)
+        count = len(batch.prompts)
+        plans = config.objective.draw_plans(rng, count, **batch.data.plan_arguments)
+        sigma = torch.from_numpy(config.objective.draw_sigma(rng, count)).float().to(self.ranks.device)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        noise = tuple(
+            torch.randn(x.shape, generator=generator).to(self.ranks.device)
+            for x in (batch.latents, batch.actions)
+        )
+        prompts = [
+            "" if rng.random() < config.objective.text_dropout else prompt for prompt in batch.prompts
+        ]
+        bf16 = config.precision == "bf16"
+        with torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=bf16):
+            prompt = self._prefill(prompts)
+            return flow_losses(
+                self.network, config.objective, batch.latents, batch.actions, sigma, plans, prompt,
+                (noise[0], noise[1]),
+            )  # fmt: skip
+
+    def _draw(self, data: Prepared, rng: np.random.Generator, count: int, held_out: bool) -> Batch:
+        samples: Samples = data.draw(rng, count, held_out)
+        width = self.checkpoint.config.action_dim
+        actions = torch.zeros(count, samples.actions.shape[1], width)
+        actions[..., : samples.actions.shape[2]] = torch.from_numpy(samples.actions)
+        latents = torch.from_numpy(samples.latents.astype(np.float32))
+        device = self.ranks.device
+        return Batch(data, latents.to(device), actions.to(device), samples.prompts)
+
+    def _prefill(self, prompts: list[str]) -> PromptKV:
+        """Each different prompt is read once and shared by the samples that carry it."""
+        different = sorted(set(prompts))
+        ids = [self.tokenizer.ids(prompt) for prompt in different]
+        lengths = [len(row) for row in ids]
+        table = torch.zeros(len(ids), max(lengths), dtype=torch.int64)
+        for row, tokens in enumerate(ids):
+            table[row, : len(tokens)] = torch.tensor(tokens)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.text_frozen):
+            prompt = self.network.prefill(table.to(self.ranks.device), lengths)
+        return prompt.rows([different.index(p) for p in prompts])
+
+    def _state_file(self) -> Path:
+        return self.out / f"state-{self.ranks.rank}-of-{self.ranks.size}.pt"
+
+    def _save(self) -> None:
+        """Everything a resumed run needs, this rank's part; the old state stays until the new one is whole."""
+        state = {
+            "step": self.step,
+            "fingerprint": self.config.fingerprint(),
+            "weights": {n: local(p.detach()) for n, p in self._moving()},
+            "average": {n: local(v) for n, v in self.average.values.items()},
+            "adam": _local_state(self.adam),
+        }
+        file = self._state_file()
+        torch.save(state, file.with_suffix(".partial"))
+        self.ranks.wait()
+        file.with_suffix(".partial").replace(file)
+
+    def _resume(self) -> None:
+        file = self._state_file()
+        if not file.exists():
+            others = sorted(path.name for path in self.out.glob("state-*.pt"))
+            if others:
+                raise WamError("this run was made by another number of ranks", seen=others, expected=file.name)
+            return
+        state = torch.load(file, weights_only=True, map_location=self.ranks.device)
+        if state["fingerprint"] != self.config.fingerprint():
+            raise WamError(
+                f"{self.out} holds a run of another configuration", seen=state["fingerprint"],
+                expected=self.config.fingerprint(), fix="another `out`, or remove the state files",
+            )  # fmt: skip
+        with torch.no_grad():
+            for name, parameter in self._moving():
+                local(parameter).copy_(state["weights"][name])
+            for name, value in self.average.values.items():
+                local(value).copy_(state["average"][name])
+        _restore_state(self.adam, state["adam"])
+        self.step = state["step"]
+        self._say(f"resumed at step {self.step}")
+
+    def _moving(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
+
+    def _curve(self, stream: str, losses: Losses, **more: float) -> None:
+        row: dict[str, Any] = {"step": self.step, "stream": stream}
+        row |= {name: float(self.ranks.mean(value)) for name, value in losses._asdict().items()}
+        row |= more
+        if self.ranks.first:
+            with (self.out / "curve.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        shown = " ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float))
+        self._say(f"{stream} {self.step}/{self.config.steps} {shown}")
+
+    def _say(self, line: str) -> None:
+        if self.ranks.first:
+            self.log(line)
+
+
+def _local_state(adam: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    state = adam.state_dict()["state"]
+    return {i: {k: local(v) if torch.is_tensor(v) else v for k, v in s.items()} for i, s in state.items()}
+
+
+def _restore_state(adam: torch.optim.Optimizer, saved: dict[int, dict[str, Tensor]]) -> None:
+    """Puts moments back next to their parameters, sharded as these are."""
+    parameters = [p for group in adam.param_groups for p in group["params"]]
+    for index, values in saved.items():
+        parameter = parameters[index]
+        state: dict[str, Any] = {}
+        for key, value in values.items():
+            if torch.is_tensor(value) and value.shape == local(parameter).shape and key != "step":
+                moment = torch.zeros_like(parameter)
+                local(moment).copy_(value)
+                state[key] = moment
+            else:
+                state[key] = value
+        adam.state[parameter] = state

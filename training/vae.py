@@ -1,0 +1,166 @@
+"""Trains a small video VAE of the Wan layout on prepared clips, so that a shipped folder is a normal pipeline."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+
+
+@dataclass(frozen=True)
+class VaeRecipe:
+    """Size and schedule of the VAE. The 16x spatial, 4x temporal, 48-channel layout is Wan 2.2's."""
+
+    base_dim: int = 16
+    num_res_blocks: int = 1
+    steps: int = 3000
+    batch: int = 8
+    clip_frames: tuple[int, ...] = (1, 5, 9)  # each 4k + 1; a step draws one of them
+    learning_rate: float = 1e-3
+    kl_weight: float = 1e-6
+    motion_weight: float = 8.0  # extra weight where a pixel differs from its dataset's mean frame
+    seed: int = 0
+    save_every: int = 250
+
+
+def new_vae(recipe: VaeRecipe) -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=recipe.base_dim,
+        decoder_base_dim=recipe.base_dim,
+        z_dim=48,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=recipe.num_res_blocks,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        scale_factor_temporal=4,
+        latents_mean=[0.0] * 48,
+        latents_std=[1.0] * 48,
+    )
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Episodes of canvas frames of one size."""
+
+    frames: np.ndarray  # uint8 [N, H, W, 3]; may be a memory map
+    starts: np.ndarray  # int [E] first frame of each episode
+    lengths: np.ndarray  # int [E]
+
+    def draw(self, rng: np.random.Generator, batch: int, frames: int) -> torch.Tensor:
+        """float [B, 3, T, H, W] in [-1, 1]; an episode shorter than T holds its last frame."""
+        episodes = rng.integers(len(self.starts), size=batch)
+        clips = []
+        for episode in episodes:
+            first = int(rng.integers(max(1, self.lengths[episode] - frames + 1)))
+            rows = self.starts[episode] + np.minimum(first + np.arange(frames), self.lengths[episode] - 1)
+            clips.append(self.frames[rows])
+        pixels = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
+        return pixels.float().div_(127.5).sub_(1.0)
+
+    def mean_frame(self) -> torch.Tensor:
+        """float [1, 3, 1, H, W] in [-1, 1]."""
+        some = self.frames[:: max(1, len(self.frames) // 512)]
+        mean = torch.from_numpy(some.astype(np.float32).mean(0)).permute(2, 0, 1)
+        return mean[None, :, None] / 127.5 - 1.0
+
+
+def reconstruction_loss(pixels: torch.Tensor, out: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted L1 plus squared error: L1 keeps edges, the square punishes a missing object."""
+    error = out - pixels
+    return (weight * (error.abs() + 2.0 * error.square())).sum() / weight.sum()
+
+
+def train_vae(
+    recipe: VaeRecipe, datasets: list[Clips], folder: Path, log: Callable[[str], None] = print
+) -> AutoencoderKLWan:
+    """Trains or resumes in `folder`; writes config, weights and `training.jsonl`; returns the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    vae = new_vae(recipe)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
+    first = 0
+    state_path = folder / "state.pt"
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        if state["recipe"] != json.dumps(asdict(recipe)):
+            raise ValueError(f"{state_path} was made by another recipe: {state['recipe']}")
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    means = [clips.mean_frame() for clips in datasets]
+    share = np.sqrt([len(clips.frames) for clips in datasets])
+    share /= share.sum()
+    vae.train()
+    began = time.monotonic()
+    for step in range(first, recipe.steps):
+        rng = np.random.default_rng((recipe.seed, step))  # per step, so that a resumed run is the same run
+        which = int(rng.choice(len(datasets), p=share))
+        frames = int(rng.choice(recipe.clip_frames))
+        count = max(1, recipe.batch // max(1, frames // 2))
+        pixels = datasets[which].draw(rng, count, frames)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
+            latents = posterior.mean + 0.05 * noise.to(posterior.mean.dtype)
+            out = vae.decode(latents).sample.float()
+        weight = 1.0 + recipe.motion_weight * (pixels - means[which]).abs().amax(1, keepdim=True)
+        kl = posterior.kl().mean()
+        loss = reconstruction_loss(pixels, out, weight) + recipe.kl_weight * kl.float()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0 or step + 1 == recipe.steps:
+            psnr = 10 * np.log10(4.0 / float((out.clamp(-1, 1) - pixels).square().mean()))
+            row = {"step": step + 1, "loss": float(loss), "psnr_db": psnr, "s": time.monotonic() - began}
+            with (folder / "training.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            log(f"vae step {step + 1}/{recipe.steps} loss {float(loss):.4f} psnr {psnr:.2f} dB")
+        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save({**state, "recipe": json.dumps(asdict(recipe))}, state_path.with_suffix(".tmp"))
+            state_path.with_suffix(".tmp").replace(state_path)
+    vae.eval()
+    mean, std = latent_statistics(vae, datasets, recipe.seed)
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+    vae.save_pretrained(folder)
+    return vae
+
+
+def warmup_cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.02) -> float:
+    """Learning-rate factor at `step`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * progress)))
+
+
+@torch.no_grad()
+def latent_statistics(
+    vae: AutoencoderKLWan, datasets: list[Clips], seed: int, clips: int = 64
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each latent channel over 9-frame clips of every dataset."""
+    rng = np.random.default_rng(seed)
+    values: list[torch.Tensor] = []
+    for clip in iter_clips(datasets, rng, clips):
+        values.append(vae.encode(clip).latent_dist.mode()[0].flatten(1))
+    flat = torch.cat(values, 1)
+    return flat.mean(1).tolist(), flat.std(1).clamp_min(1e-3).tolist()
+
+
+def iter_clips(datasets: list[Clips], rng: np.random.Generator, count: int) -> Iterator[torch.Tensor]:
+    for index in range(count):
+        yield datasets[index % len(datasets)].draw(rng, 1, 9)
