@@ -168,7 +168,7 @@ class AsyncPolicyClient:
     async def infer(
         self, request: Request, on_actions: Callable[[Prediction], None] | None = None
     ) -> Prediction:
-        """The answer, whole; `on_actions` sees the actions as soon as they are there. Errors as PolicyClient."""
+        """The answer, whole; `on_actions` sees the actions as soon as they come. Errors as PolicyClient."""
 
         async def ask(link: AsyncLink) -> Prediction:
             request_id, frame = link.session.ask(request)

@@ -304,5 +304,5 @@ def _refuse_ext(code: int, data: bytes) -> object:
 
 
 def _short(value: object) -> str:
-    text = str(value) if isinstance(value, Exception) else repr(value)
+    text = (str(value) or type(value).__name__) if isinstance(value, Exception) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
