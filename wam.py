@@ -9,6 +9,7 @@ from importlib import import_module
 VERBS: dict[str, tuple[str, str]] = {
     "serve": ("wamserve.policy_server.serve:serve", "serve a policy to robots and simulators"),
     "replay": ("wamserve.policy_server.serve:replay", "send recorded requests again and compare"),
+    "eval": ("wamserve.sim_eval.cli:eval_verb", "score a policy on simulator tasks by rolling it out"),
 }
 
 

@@ -48,9 +48,7 @@ class Cameras:
     antialiasing: about four times faster in software, and other pixels.
     """
 
-    def __init__(
-        self, model: Any, data: Any, profile: Profile, max_height: int, max_width: int
-    ) -> None:
+    def __init__(self, model: Any, data: Any, profile: Profile, max_height: int, max_width: int) -> None:
         choose_gl()
         import mujoco
 

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from wamserve.embodiments.contract import WireHalf
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -40,6 +42,11 @@ class Task(Protocol):
 
     @property
     def spec(self) -> TaskSpec: ...
+
+    @property
+    def wire(self) -> WireHalf:
+        """What the task sends and executes, as its contract's wire half."""
+        ...
 
     def reset(self, init: int, seed: int) -> None:
         """Initial state `init` of the suite's list (seeded suites draw it from `seed`), after settling."""
@@ -87,7 +94,8 @@ class WorkItem:
     task: str
     init: int
     repeat: int = 0  # several rollouts of one initial state differ in `seed` only
-    seed: int = 0  # of the initial state and of every policy request in the episode
+    seed: int = 0  # of every policy request in the episode
+    init_seed: int = 0  # of the initial state, equal for all its repeats
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,7 @@ class Arm:
         self._site_name = f"{prefix}grip_site"
         self._joints = list(env.robots[0]._ref_joint_pos_indexes)
         self._joint_velocities = list(env.robots[0]._ref_joint_vel_indexes)
-        self._fingers = [
-            sim.model.get_joint_qpos_addr(f"{prefix}finger_joint{i}") for i in (1, 2)
-        ]
+        self._fingers = [sim.model.get_joint_qpos_addr(f"{prefix}finger_joint{i}") for i in (1, 2)]
         known = self.state()
         for state in contract.wire.states:
             if state.name not in known or known[state.name].size != state.dim:
@@ -86,7 +84,9 @@ class Arm:
         reply = self._wire.reply
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (reply.width,) or not np.isfinite(action).all():
-            raise ContractError("not an action row", seen=f"{action.shape} {action}", expected=f"[{reply.width}]")
+            raise ContractError(
+                "not an action row", seen=f"{action.shape} {action}", expected=f"[{reply.width}]"
+            )
         out = action.copy()
         column = self._gripper.index
         out[column] = gripper_from_gripper(action[column], self._gripper.meaning, SIGN_ONE_IS_CLOSED, "clip")

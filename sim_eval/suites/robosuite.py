@@ -95,9 +95,7 @@ def _can(env: Any) -> Scene:
 
 def _two(color: str) -> Callable[[Any], Scene]:
     def scene(env: Any) -> Scene:
-        body, cube = (
-            (env.cubeA_body_id, env.cubeA) if color == "red" else (env.cubeB_body_id, env.cubeB)
-        )
+        body, cube = (env.cubeA_body_id, env.cubeA) if color == "red" else (env.cubeB_body_id, env.cubeB)
         return _cube_scene(env, body, cube, env.table_offset[2] + 0.16)
 
     return scene
@@ -130,6 +128,7 @@ class RobosuiteTask:
 
     def __init__(self, name: str, entry: Entry, contract: Embodiment, profile: Profile) -> None:
         wire = contract.wire
+        self.wire = wire
         self._entry, self._contract, self._profile = entry, contract, profile
         make_env: Any = robosuite.make if isinstance(entry.env, str) else _make_class
         self._env = make_env(
@@ -244,7 +243,9 @@ def _controller(contract: Embodiment) -> dict[str, Any]:
     if reply.form == "osc_deltas":
         return config
     if reply.form != "joint_targets" or joints is None:
-        raise TaskError("a Panda here takes joint targets or OSC deltas", seen=f"{contract.name}: {reply.form}")
+        raise TaskError(
+            "a Panda here takes joint targets or OSC deltas", seen=f"{contract.name}: {reply.form}"
+        )
     config["body_parts"]["right"] = {
         "type": "JOINT_POSITION",
         "input_type": "absolute",

@@ -1,0 +1,78 @@
+"""The verbs of this room's simulators: `wam eval`, `wam check task`, `wam sims install`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from wamserve.sim_eval.clock import Latency
+
+
+def eval_verb(
+    target: Annotated[str, tyro.conf.Positional],
+    policy: str,
+    episodes: int = 50,
+    repeats: int = 1,
+    first_init: int = 0,
+    workers: int = 2,
+    seed: int = 0,
+    latency: str = "0",
+    replan_horizon: int | None = None,
+    strategy: str = "switch",
+    contract: str | None = None,
+    render: Literal["full", "fast"] = "full",
+    deterministic: bool = False,
+    video: bool = False,
+    executor: Literal["local", "ray"] = "local",
+    run: Path | None = None,
+    sweep: bool = False,
+    sweep_horizons: tuple[int, ...] = (4, 8, 16),
+    sweep_latencies: tuple[float, ...] = (0.0, 100.0, 300.0, 600.0),
+) -> int:
+    """Score a policy on SUITE or SUITE/TASK by rolling it out.
+
+    The same command resumes a run that was cut short; a finished run is left as it is.
+
+    Args:
+        target: robosuite, two_cubes, pusht, libero_spatial ..., gym/ENV_ID, or one task such as robosuite/Lift.
+        policy: oracle, noop, ws://host:port, module:function, or a checkpoint folder or Hub id.
+        episodes: per task, all repeats counted.
+        repeats: rollouts of every initial state, with different policy seeds.
+        first_init: index of the first initial state.
+        workers: simulator processes; 0 runs in this one.
+        latency: "measured", or milliseconds charged per answer on the virtual clock.
+        replan_horizon: control steps between two questions; default: the whole chunk.
+        strategy: how the player switches from chunk to chunk.
+        contract: which of the suite's contracts; default: its first.
+        render: "fast" leaves out shadows and antialiasing: other pixels, recorded in the protocol card.
+        deterministic: identical results whatever the number of workers.
+        video: also ask for the imagined video and record it.
+        run: run directory; default: one named after the protocol, under runs/.
+        sweep: score every cell of sweep_horizons x sweep_latencies: the success-latency surface.
+    """
+    from wamserve.sim_eval.evaluate import Plan
+    from wamserve.sim_eval.progress import run_with_progress
+    from wamserve.sim_eval.sweep import run_sweep
+
+    plan = Plan(
+        target=target,
+        policy=policy,
+        episodes=episodes,
+        repeats=repeats,
+        first_init=first_init,
+        workers=workers,
+        seed=seed,
+        latency=Latency.parse(latency),
+        horizon=replan_horizon,
+        strategy=strategy,
+        contract=contract,
+        profile=render,
+        deterministic=deterministic,
+        video=video,
+        executor=executor,
+    )
+    if sweep:
+        return run_sweep(plan, run, sweep_horizons, sweep_latencies)
+    return run_with_progress(plan, run)

@@ -1,0 +1,133 @@
+"""Who is scored: a name, a checkpoint, a server's address or a factory, resolved to a Policy and what it declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wamserve.action_codec.errors import ContractError, PolicyError
+from wamserve.clients.policy import ActionChunk, Policy, Prediction, Request
+from wamserve.embodiments.contract import Embodiment
+
+# Loads a checkpoint folder or Hub id as a Policy. Named, not imported: scoring knows no model.
+CHECKPOINT_FACTORY = "wamserve.policy_server.policy:load_policy"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a policy says about itself."""
+
+    contract: str = ""  # embodiment; "" where it does not say
+    wire_sha256: str = ""
+    model_sha256: str = ""
+    privileged: bool = False  # it looks at what only a simulator knows
+    sighted: bool = True  # it looks at images
+    batch_invariant: bool = False  # neighbours in a batch cannot change a bit of an answer
+    card: Mapping[str, Any] = field(default_factory=dict)  # weights_sha256, sampler, ...
+
+
+def facts_of(policy: Policy) -> Facts:
+    """From a served policy's hello, or from the attributes of one in this process."""
+    hello = getattr(policy, "hello", None)
+    if hello is None and hasattr(policy, "connect"):
+        policy.connect()
+        hello = getattr(policy, "hello", None)
+    if hello is not None:
+        card = dict(hello.card)
+        return Facts(
+            contract=hello.embodiment,
+            wire_sha256=hello.wire_sha256,
+            model_sha256=hello.model_sha256,
+            privileged=bool(card.get("privileged", False)),
+            batch_invariant=bool(hello.deterministic),
+            card=card,
+        )
+    contract: Embodiment | None = getattr(policy, "contract", None)
+    return Facts(
+        contract=contract.name if contract else "",
+        wire_sha256=contract.wire_hash if contract else "",
+        model_sha256=contract.model_hash if contract else "",
+        privileged=bool(getattr(policy, "privileged", False)),
+        sighted=bool(getattr(policy, "sighted", True)),
+        batch_invariant=bool(getattr(policy, "batch_invariant", False)),
+        card=dict(getattr(policy, "summary", {}) or {}),
+    )
+
+
+def resolve(spec: str, contract: Embodiment | None, task: str) -> Policy:
+    """The policy `spec` names: noop, oracle, ws:// or wss:// URL, module:function, checkpoint.
+
+    A factory is called with no arguments; `contract` is the task's, which noop and oracle are made for.
+    """
+    if spec == "noop":
+        if contract is None:
+            raise PolicyError("noop needs a task with a contract", seen=task)
+        return NoopPolicy(contract)
+    if spec == "oracle":
+        from wamserve.sim_eval.oracles.policy import oracle_for
+
+        return oracle_for(task, contract)
+    if spec.startswith(("ws://", "wss://")):
+        from wamserve.clients.client import PolicyClient
+
+        return PolicyClient(spec, contract=contract)
+    if ":" in spec and not Path(spec).exists():
+        return _call(spec)
+    return _call(CHECKPOINT_FACTORY, spec)
+
+
+def _call(path: str, *args: Any) -> Policy:
+    module, _, function = path.partition(":")
+    try:
+        factory = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise PolicyError(
+            f"no policy at {path}",
+            seen=str(error),
+            expected="oracle, noop, ws://host:port, module:function or a checkpoint",
+        ) from None
+    policy = factory(*args)
+    if not isinstance(policy, Policy):
+        raise PolicyError(f"{path} made no policy", seen=type(policy).__name__, expected="infer and reset")
+    return policy
+
+
+class NoopPolicy:
+    """Keeps the robot where it is: the floor every score must beat. It must fail every task."""
+
+    privileged = False
+    sighted = False
+    batch_invariant = True
+
+    def __init__(self, contract: Embodiment) -> None:
+        self.contract = contract
+        self._positions = {"joint_targets": "joint_position", "position_targets": "agent_pos"}
+        self.summary = {"name": "noop"}
+
+    def infer(self, request: Request) -> Prediction:
+        wire, state = self.contract.wire, request.observation.state
+        row = np.zeros(wire.reply.width)
+        if wire.reply.form in self._positions:
+            name = self._positions[wire.reply.form]
+            if name not in state:
+                raise ContractError(f"noop needs the state {name!r}", seen=", ".join(state))
+            here = np.asarray(state[name], dtype=np.float64).reshape(-1)
+            row[: here.size] = here
+        elif wire.reply.form not in ("osc_deltas", "pose_deltas"):
+            raise ContractError("noop cannot hold this robot", seen=wire.reply.form)
+        for gripper in wire.reply.grippers:
+            row[gripper.index] = gripper.meaning.opened
+        rows = np.tile(row, (wire.chunk, 1))
+        return Prediction(
+            ActionChunk(rows, request.observation.time, 1.0 / wire.rate_hz), seed=request.seed or 0
+        )
+
+    def infer_batch(self, requests: Sequence[Request]) -> list[Prediction]:
+        return [self.infer(request) for request in requests]
+
+    def reset(self, session: str = "") -> None: ...
