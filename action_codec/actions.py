@@ -24,13 +24,10 @@ class ActionRows:
     state_rows: int = 0  # leading rows that are measured state (history first, the current one last)
 
     def __post_init__(self) -> None:
-        values = checked(type(self).__name__, self.values)
-        if values.ndim < 2:
-            raise CodecError(
-                f"{type(self).__name__} need rows and columns",
-                seen=list(values.shape),
-                expected="[..., T, D]",
-            )
+        name, shape = type(self).__name__, np.shape(self.values)
+        if len(shape) < 2:
+            raise CodecError(f"{name} need rows and columns", seen=list(shape), expected="[..., T, D]")
+        values = checked(name, self.values, shape[-1])
         if not 0 <= self.state_rows <= values.shape[-2]:
             raise CodecError(
                 "state rows do not fit the chunk", seen=self.state_rows, expected=f"0 .. {values.shape[-2]}"

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from wamserve.action_codec.arrays import Array, checked
 from wamserve.action_codec.chunk import (
+    TICK_SLACK,
     TimedChunk,
     drop_past_rows,
     relative_blocks,
@@ -47,13 +48,19 @@ def reanchor(chunk: TimedChunk, layout: Layout, poses: Mapping[str, ArrayLike]) 
 
 
 def switch_chunks(
-    old: TimedChunk, new: TimedChunk, layout: Layout, now: float, poses: Mapping[str, ArrayLike] | None = None
+    old: TimedChunk,
+    new: TimedChunk,
+    layout: Layout,
+    now: float,
+    poses: Mapping[str, ArrayLike] | None = None,
+    slack: float = TICK_SLACK,
 ) -> TimedChunk:
     """The rows of `new` still to come at `now`; rows that arrived too late are dropped, not replayed.
 
     Relative blocks continue from where `old` has brought the robot by then, or from `poses` if measured.
+    slack: as in `past_rows`.
     """
-    live = drop_past_rows(new, layout, now)
+    live = drop_past_rows(new, layout, now, slack)
     if not relative_blocks(layout) or len(live) == 0:
         return live
     return reanchor(live, layout, _where(old, layout, live.start, poses))

@@ -38,9 +38,10 @@ class TimedChunk:
     anchors: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        actions = checked("chunk", self.actions)
-        if actions.ndim != 2:
-            raise CodecError("a timed chunk is one chunk", seen=list(actions.shape), expected="[H, D]")
+        shape = np.shape(self.actions)
+        if len(shape) != 2:
+            raise CodecError("a timed chunk is one chunk", seen=list(shape), expected="[H, D]")
+        actions = checked("chunk", self.actions, shape[1])
         if not (self.period > 0.0 and math.isfinite(self.start) and math.isfinite(self.period)):
             raise CodecError("chunk clock is not a clock", seen=f"start {self.start}, period {self.period}")
         object.__setattr__(self, "actions", actions)
@@ -68,22 +69,26 @@ class TimedChunk:
 
 
 def row_due(start: float, period: float, now: float) -> int:
-    """Row whose time is nearest to `now`; below 0 before the chunk, at least H after it."""
-    return round((now - start) / period)
+    """Row whose time is nearest to `now`, the later of two; below 0 before the chunk, at least H after it."""
+    return math.floor((now - start) / period + 0.5 + TICK_SLACK)
 
 
-def past_rows(start: float, period: float, now: float) -> int:
-    """How many leading rows were due before `now`: ceil((now - start) / period), never below 0."""
-    return max(0, math.ceil((now - start) / period - TICK_SLACK))
+def past_rows(start: float, period: float, now: float, slack: float = TICK_SLACK) -> int:
+    """How many leading rows were due before `now`: ceil((now - start) / period), never below 0.
+
+    slack: share of a period by which `now` may trail a tick that is about to be served. A player whose ticks
+    jitter gives its own, below 1; at 0.5 the first row left is the one `row_due` names.
+    """
+    return max(0, math.ceil((now - start) / period - slack))
 
 
-def drop_past_rows(chunk: TimedChunk, layout: Layout, now: float) -> TimedChunk:
-    """The rows still to come at `now`: row 0 of the result is due at or after `now`. May be empty.
+def drop_past_rows(chunk: TimedChunk, layout: Layout, now: float, slack: float = TICK_SLACK) -> TimedChunk:
+    """The rows still to come at `now`, as `past_rows` counts: row 0 is due then or later. May be empty.
 
     Anchors of framewise blocks move to the pose the first kept row starts from.
     """
     layout.check(chunk.actions, "chunk")
-    gone = min(past_rows(chunk.start, chunk.period, now), len(chunk))
+    gone = min(past_rows(chunk.start, chunk.period, now, slack), len(chunk))
     if gone == 0:
         return chunk
     anchors = dict(chunk.anchors)

@@ -50,6 +50,17 @@ def test_row_due_is_the_nearest_one_and_runs_off_both_ends():
     ]
 
 
+def test_half_a_period_belongs_to_the_later_row_every_time():
+    assert [c.row_due(0.0, 0.1, 0.1 * (k + 0.5)) for k in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_tick_served_slightly_late_keeps_its_row_when_slack_allows():
+    assert c.past_rows(10.0, 0.1, now=10.203) == 3
+    for now in (10.16, 10.2, 10.203, 10.24):
+        assert c.past_rows(10.0, 0.1, now, slack=0.5) == c.row_due(10.0, 0.1, now) == 2
+    assert c.drop_past_rows(joint_chunk(), JOINTS, 10.203, slack=0.1).actions[0, 0] == 2
+
+
 @pytest.mark.parametrize(
     ("now", "first_left"), [(9.0, 0), (10.0, 0), (10.01, 1), (10.1, 1), (10.100000001, 1), (10.25, 3)]
 )

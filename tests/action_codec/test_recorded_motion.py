@@ -1,7 +1,7 @@
 """Recorded robot motion through the codec: the reference's rows within tolerance, wrong conventions caught.
 
 Each convention is one replaceable step of `Codec`. The right steps meet the goldens; `BROKEN` swaps one step
-Each convention is one replaceable step of `Codec`. The right steps meet the goldens, `BROKEN` swaps one step
+at a time, and each swap must miss them by at least ten tolerances. A wrong step used in both directions still
 round trips, which is why goldens and not round trips do the judging.
 """
 
