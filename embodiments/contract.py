@@ -60,6 +60,7 @@ class PoseTrack:
     from_start: bool = False  # poses are taken relative to the episode's first: inv(T_0) T_t
     parent: str = ""  # earlier track whose codec pose stands on the left
     tool_offset: Transform = EYE4  # constant F on the right: the point and axes the model speaks of
+    approach_down: bool = False  # the codec frame's z points at the table on average: fingers down
     frame_transform: Rotation = EYE3  # C on the right of F: axes renamed to the codec's (OpenCV) frame
 
 

@@ -1,4 +1,4 @@
-"""Recorded episodes from LeRobot folders (v2, v3), thinned to the contract's rate and cut into whole chunks."""
+"""Recorded episodes of LeRobot folders (v2, v3), thinned to the contract's rate and cut into whole chunks."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Recording:
     columns: dict[str, Array]  # [T, ...] float64, named as stored
     timestamps: Array  # [T] seconds
     episode_of_row: Array  # [T] episode_index of each row: one value, unless the caller mixed episodes
+    frame_index: Array  # [T]
+    declared_rows: int | None  # the length that meta/episodes gives; None where it gives none
     videos: tuple[str, ...]  # video keys of the data set
 
     def __len__(self) -> int:
@@ -75,6 +77,10 @@ def read(path: Path | str, index: int | None = None) -> Recording:
         columns={name: values for name, values in columns.items() if name not in BOOKKEEPING},
         timestamps=columns["timestamp"].reshape(-1),
         episode_of_row=columns["episode_index"].reshape(-1),
+        frame_index=columns.get(
+            "frame_index", np.arange(len(columns["timestamp"]), dtype=np.float64)
+        ).reshape(-1),
+        declared_rows=_declared_rows(root, chosen),
         videos=videos,
     )
 
@@ -146,6 +152,22 @@ def _rows_of_episode(files: list[Path], index: int | None) -> tuple[Any, int]:
             f"no episode {index}", seen=f"episodes {min(known)} .. {max(known)}" if known else "no episodes"
         )
     return pa.concat_tables(parts), index
+
+
+def _declared_rows(root: Path, index: int) -> int | None:
+    """The episode's length by meta/episodes (v3 parquet, v2 jsonl)."""
+    import pyarrow.parquet as pq
+
+    for file in sorted((root / "meta" / "episodes").rglob("*.parquet")):
+        table = pq.read_table(file, columns=["episode_index", "length"]).to_pydict()
+        if index in table["episode_index"]:
+            return int(table["length"][table["episode_index"].index(index)])
+    lines = root / "meta" / "episodes.jsonl"
+    for line in lines.read_text().splitlines() if lines.is_file() else ():
+        entry = json.loads(line)
+        if entry["episode_index"] == index:
+            return int(entry["length"])
+    return None
 
 
 def _numbers(column: Any) -> Array | None:
