@@ -1,5 +1,7 @@
 """The codec is openpi's, byte for byte, and no bytes can hurt it."""
 
+import contextlib
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -44,8 +46,6 @@ def golden(shared):
 
 def described(value):
     """A decoded value in the words of fixtures.json."""
-    import hashlib
-
     if isinstance(value, np.ndarray):
         digest = hashlib.sha256(value.tobytes()).hexdigest()
         return {
@@ -83,7 +83,7 @@ def test_golden_frames_decode_equal_and_encode_byte_equal(shared):
     checked = 0
     for item, data in golden(shared):
         name = Path(item["file"]).stem
-        if name.startswith(("raw_", "bytes_")) and not name.startswith("ok_"):
+        if name.startswith(("raw_", "bytes_")):
             continue
         value = wire.decode(data)
         plain = "is_plain" in name  # np.float64 and np.str_ leave as Python's own
@@ -113,8 +113,9 @@ def test_markers_are_known_by_their_key_whatever_its_type_and_value(shared):
 
 
 def test_the_documented_bytes_of_a_small_array():
-    expected = "84c40b5f5f6e6461727261795f5fc3c40464617461c4080000803f00000040c4056474797065a33c6634c4057368617065 9102"
-    assert wire.encode(np.array([1, 2], "f4")).hex() == expected.replace(" ", "")
+    expected = """84 c40b 5f5f6e6461727261795f5f c3 c404 64617461 c408 0000803f00000040
+                  c405 6474797065 a3 3c6634 c405 7368617065 91 02"""
+    assert wire.encode(np.array([1, 2], "f4")) == bytes.fromhex(expected)
 
 
 def test_msgpack_numpy_markers_are_read_and_its_objects_refused():
@@ -263,11 +264,7 @@ leaves = (
     | st.floats(allow_nan=False)
     | st.text(max_size=8)
     | st.binary(max_size=8)
-    | arrays.arrays(
-        numbers,
-        arrays.array_shapes(min_dims=0, min_side=0, max_side=4),
-        elements={"allow_nan": False} if False else None,
-    )
+    | arrays.arrays(numbers, arrays.array_shapes(min_dims=0, min_side=0, max_side=4))
 )
 keys = st.text(max_size=6).filter(lambda key: key not in ("__ndarray__", "__npgeneric__", "__jpeg__", "nd"))
 messages = st.recursive(
@@ -295,17 +292,14 @@ def same(a, b):
 def test_messages_survive_the_round_trip_and_are_openpis_bytes(message):
     data = wire.encode(message)
     assert data == openpi_packb(message)
-    if not any("\\ud" in repr(message) for _ in [0]):
-        assert same(wire.decode(data), message)
+    assert same(wire.decode(data), message)
 
 
 @settings(max_examples=2000, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_value_or_a_wire_error(data):
-    try:
+    with contextlib.suppress(WireError):
         wire.decode(data, jpeg=True)
-    except WireError:
-        pass
 
 
 def test_the_fuzzer_finds_nothing_in_twenty_thousand_inputs():
