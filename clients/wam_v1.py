@@ -202,7 +202,7 @@ def encode_reply(message: FromServer) -> bytes:
     if isinstance(message, Failure):
         fields = _fields(message)
         fields["error"] = fields.pop("kind")
-        if (request_id := fields.pop("request_id")) is not None:
+        if (request_id := fields.pop("request_id", None)) is not None:
             fields["id"] = request_id
         return wire.encode({"wam": "error", **fields})
     prediction = message.prediction
