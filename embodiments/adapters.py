@@ -23,7 +23,7 @@ from wamserve.action_codec import rotations, se3
 from wamserve.action_codec.arrays import Array, checked
 from wamserve.action_codec.errors import CodecError, ContractError
 from wamserve.action_codec.gripper import gripper_from_gripper
-from wamserve.action_codec.normalizers import ModelActions, RawActions
+from wamserve.action_codec.actions import ModelActions, RawActions
 from wamserve.embodiments.contract import Block, Embodiment, GripperValue, PoseTrack
 from wamserve.embodiments.units import chunk_normalizer
 

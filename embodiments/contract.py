@@ -390,10 +390,15 @@ def check(embodiment: Embodiment, file_name: str) -> Embodiment:
             len(state.low) == len(state.high) == state.dim, f"{state.name} limits", state.low, state.dim
         )
     measured = [state.measures for state in wire.states]
-    for block in model.blocks if model.state_row else ():
+    for block in model.blocks:
         wanted = [f"{block.track}.position", f"{block.track}.rotation"] if block.track else [block.name]
+        # Pose targets start at the measured pose, whether or not the model is told it.
+        needed = model.state_row or (wire.reply.form == "pose_targets" and bool(block.track))
         refuse_unless(
-            all(name in measured for name in wanted), "the state row is not measured", measured, wanted
+            not needed or all(name in measured for name in wanted),
+            f"block {block.name!r} is not measured by any state",
+            measured,
+            wanted,
         )
     for normalizer in (model.normalizer, model.state_normalizer):
         read_stats(normalizer, name)

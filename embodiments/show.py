@@ -21,6 +21,7 @@ def show(e: Embodiment, console: Console) -> None:
 
     console.print(f"[bold]Model half[/bold]  {e.model_hash}")
     facts = Table.grid(padding=(0, 2))
+    seconds = model.chunk / model.rate_hz
     state = "then " if model.history else ""
     lead = f"{model.history} rows of history, " if model.history else ""
     lead += f"{state}1 row of measured state, " if model.state_row else ""
@@ -31,7 +32,7 @@ def show(e: Embodiment, console: Console) -> None:
         ),
         (
             "chunk",
-            f"{lead}{model.chunk} rows of {model.width} at {model.rate_hz} Hz, {model.chunk / model.rate_hz:g} s",
+            f"{lead}{model.chunk} rows of {model.width} at {model.rate_hz} Hz, {seconds:.3g} s",
         ),
         ("data", f"{model.native_rate_hz} Hz, every {_nth(model.stride)}row"),
         ("normalizer", _normalizer_text(model)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wamserve.action_codec import rotations, se3
-from wamserve.action_codec.normalizers import ModelActions, RawActions
+from wamserve.action_codec.actions import ModelActions, RawActions
 from wamserve.embodiments.adapters import commands, decode_poses, encode, encode_chunk, state_row
 from wamserve.embodiments.contract import load
 from wamserve.embodiments.idle import idle_rows
