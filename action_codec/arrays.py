@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +32,13 @@ def checked(what: str, values: ArrayLike, *trailing: int) -> Array:
         bad = np.asarray(~finite.all(axis=trailing_axes) if trailing else ~finite)
         raise CodecError(f"{what} {first_row(bad)} is not finite", seen=_row_of(array, bad))
     return array
+
+
+def one_of(what: str, value: object, choices: object) -> None:
+    """CodecError unless `value` is one of the strings of the Literal `choices`: a typo is no default."""
+    known = get_args(choices)
+    if value not in known:
+        raise CodecError(f"{what} {value!r} is unknown", expected=", ".join(known))
 
 
 def first_row(bad: ArrayLike) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from wamserve.action_codec.arrays import Array, checked
+from wamserve.action_codec.arrays import Array, checked, one_of
 from wamserve.action_codec.chunk import (
     TICK_SLACK,
     TimedChunk,
@@ -80,6 +80,7 @@ def blend_chunks(
     poses: relative block name -> pose [4, 4] at new.start; default: where `old` aims by then.
     Rows are paired by nearest time; CodecError where the periods differ.
     """
+    one_of("gripper rule", gripper, GripperRule)
     share = checked("weights", weights)
     if share.ndim != 1 or (share < 0.0).any() or (share > 1.0).any():
         raise CodecError(
@@ -121,6 +122,7 @@ def temporal_ensemble(
     chunks: oldest first. Chunk i of those with a row weighs exp(-decay * i), i = 0 the oldest, so a larger
     decay trusts older chunks more. poses: relative block name -> pose [4, 4] the row starts from.
     """
+    one_of("gripper rule", gripper, GripperRule)
     due = [(chunk, row_due(chunk.start, chunk.period, now)) for chunk in chunks]
     due = [(chunk, row) for chunk, row in due if 0 <= row < len(chunk)]
     if not due:

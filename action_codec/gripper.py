@@ -9,10 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from wamserve.action_codec.arrays import Array, checked, first_row
+from wamserve.action_codec.arrays import Array, checked, first_row, one_of
 from wamserve.action_codec.errors import CodecError
 
 Unit = Literal["fraction", "m", "sign", "count"]
+# What happens to numbers outside [low, high]: passed on linearly, clipped, or refused.
+Beyond = Literal["pass", "clip", "refuse"]
 
 
 class Polarity(str, Enum):
@@ -43,6 +45,7 @@ class Gripper:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "polarity", polarity_named(self.polarity))
+        one_of("gripper unit", self.unit, Unit)
         if not self.low < self.high:
             raise CodecError(
                 "gripper range is empty", seen=f"low {self.low}, high {self.high}", expected="low < high"
@@ -63,13 +66,12 @@ SIGN_ONE_IS_OPEN = Gripper(Polarity.ONE_IS_OPEN, "sign", -1.0, 1.0)
 SIGN_ONE_IS_CLOSED = Gripper(Polarity.ONE_IS_CLOSED, "sign", -1.0, 1.0)
 
 
-def open_fraction_from_gripper(
-    values: ArrayLike, gripper: Gripper, beyond: Literal["pass", "clip", "refuse"] = "pass"
-) -> Array:
+def open_fraction_from_gripper(values: ArrayLike, gripper: Gripper, beyond: Beyond = "pass") -> Array:
     """Any gripper number -> 1 = open, 0 = closed, elementwise.
 
     `beyond` says what happens outside [low, high]: passed linearly, clipped, or refused by CodecError.
     """
+    one_of("gripper rule", beyond, Beyond)
     v = checked("gripper", values)
     if beyond == "refuse":
         slack = 1e-6 * (gripper.high - gripper.low)
@@ -84,18 +86,14 @@ def open_fraction_from_gripper(
     return np.clip(fraction, 0.0, 1.0) if beyond == "clip" else fraction
 
 
-def gripper_from_open_fraction(
-    fraction: ArrayLike, gripper: Gripper, beyond: Literal["pass", "clip"] = "pass"
-) -> Array:
+def gripper_from_open_fraction(fraction: ArrayLike, gripper: Gripper, beyond: Beyond = "pass") -> Array:
     """1 = open, 0 = closed -> the numbers of `gripper`, elementwise."""
-    f = checked("open fraction", fraction)
-    if beyond == "clip":
-        f = np.clip(f, 0.0, 1.0)
+    f = open_fraction_from_gripper(fraction, FRACTION_ONE_IS_OPEN, beyond)
     return gripper.closed + f * (gripper.opened - gripper.closed)
 
 
 def gripper_from_gripper(
-    values: ArrayLike, source: Gripper, target: Gripper, beyond: Literal["pass", "clip", "refuse"] = "pass"
+    values: ArrayLike, source: Gripper, target: Gripper, beyond: Beyond = "pass"
 ) -> Array:
     """Numbers of `source` -> numbers of `target`, keeping how far the hand is open."""
     return gripper_from_open_fraction(open_fraction_from_gripper(values, source, beyond), target)

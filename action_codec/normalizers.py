@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from wamserve.action_codec.actions import ActionRows, ModelActions, RawActions
-from wamserve.action_codec.arrays import Array, Mask, checked, first_row, frozen
+from wamserve.action_codec.arrays import Array, Mask, checked, first_row, frozen, one_of
 from wamserve.action_codec.errors import CodecError
 from wamserve.action_codec.layout import Layout
 
 Method = Literal["quantile", "quantile_rot", "minmax", "meanstd", "scale", "none"]
 Warp = Literal["none", "asinh", "piecewise_asinh"]
+OffConstant = Literal["refuse", "ignore"]
 
 # Statistics each method reads, low then high (or mean then deviation).
 STATISTICS: dict[str, tuple[str, str]] = {
@@ -30,6 +31,7 @@ STATISTICS: dict[str, tuple[str, str]] = {
 # Block of a statistics file each method reads; quantile_rot wants rotations with their own quantiles.
 STATISTICS_KEY: dict[str, str] = {"quantile_rot": "global_raw"}
 FLOOR = 1e-8  # ranges up to here are constants
+CONSTANT_SLACK = 1e-6  # relative distance from a constant that still counts as on it (float32 noise)
 R = TypeVar("R", bound=ActionRows)
 
 
@@ -48,11 +50,13 @@ class Normalizer:
     constant: Mask  # [D] True where the dimension never moves
     clamp: bool = False  # clip model values to -1 .. 1 on the way in; lossy
     constant_value: float = 0.0  # model-space value of constant dimensions: 0.0, or -1.0 (low end)
-    off_constant: Literal["refuse", "ignore"] = "refuse"
-    constant_slack: float = 1e-6  # raw distance from the constant that still counts as on it
+    off_constant: OffConstant = "refuse"
     warp: Warp = "none"
 
     def __post_init__(self) -> None:
+        one_of("normalizer method", self.method, Method)
+        one_of("warp", self.warp, Warp)
+        one_of("rule for off-constant values", self.off_constant, OffConstant)
         object.__setattr__(self, "offset", frozen(checked("normalizer offset", self.offset)))
         object.__setattr__(
             self, "half_width", frozen(checked("normalizer half-width", self.half_width, len(self.offset)))
@@ -163,7 +167,8 @@ class Normalizer:
     def _require_constant(self, x: Array) -> None:
         if self.off_constant == "ignore":
             return
-        bad: Mask = (np.abs(x - self.offset) > self.constant_slack) & self.constant
+        slack = CONSTANT_SLACK * np.maximum(1.0, np.abs(self.offset))
+        bad: Mask = (np.abs(x - self.offset) > slack) & self.constant
         if bad.any():
             index = tuple(np.argwhere(bad)[0])
             raise CodecError(
@@ -230,7 +235,7 @@ def normalizer_from_stats(
     clamp: bool = False,
     constant: tuple[int, ...] = (),
     constant_value: float = 0.0,
-    off_constant: Literal["refuse", "ignore"] = "refuse",
+    off_constant: OffConstant = "refuse",
     floor: float = FLOOR,
     warp: Warp = "none",
     scale_floor: bool = False,

@@ -178,6 +178,10 @@ def test_osc_rotations_blend_as_rotations():
             r"no chunk has a row.*0\.000 \.\. 0\.100",
         ),
         (
+            lambda: b.temporal_ensemble([joints([0], [1])], JOINTS, 0.0, gripper="mean"),
+            "gripper rule 'mean' is unknown; expected: median, newest",
+        ),
+        (
             lambda: b.temporal_ensemble([chunk_of("pose9_rel", path(3, 0))], layout_of("pose9_rel"), 0.0),
             "block 'eef' is relative: the pose it now starts from is missing; seen: no poses",
         ),

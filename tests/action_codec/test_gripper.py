@@ -55,6 +55,14 @@ def test_hysteresis_does_not_chatter_around_the_middle():
     ("call", "text"),
     [
         (lambda: g.Gripper("open"), "polarity 'open' is unknown; expected: one_is_open or one_is_closed"),
+        (
+            lambda: g.Gripper("one_is_open", "mm"),
+            "gripper unit 'mm' is unknown; expected: fraction, m, sign, count",
+        ),
+        (
+            lambda: g.open_fraction_from_gripper(0.5, COUNTS, "clamp"),
+            "'clamp' is unknown; expected: pass, clip, refuse",
+        ),
         (lambda: g.Gripper("one_is_open", "m", 0.1, 0.1), "gripper range is empty"),
         (
             lambda: g.open_fraction_from_gripper([0, 130.0], COUNTS, "refuse"),

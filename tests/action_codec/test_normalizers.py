@@ -219,6 +219,18 @@ def test_padding_to_the_model_width_and_its_mask(golden):
             lambda: n.normalizer_from_stats("quantile", NARROW, constant=(5,)),
             r"constant dimensions do not exist; seen: \[5\]",
         ),
+        (
+            lambda: n.normalizer_from_stats("quantile", NARROW, warp="sinh"),
+            "warp 'sinh' is unknown; expected: none",
+        ),
+        (
+            lambda: n.Normalizer("zscore", [0.0], [1.0], [False]),
+            "method 'zscore' is unknown; expected: quantile",
+        ),
+        (
+            lambda: n.Normalizer("minmax", [0.0], [0.0], [False]),
+            r"half-width is not positive in dimensions \[0\]",
+        ),
         (lambda: n.scale_normalizer([1.35, 0.0]), "one positive number per dimension"),
         (
             lambda: n.stats_block({"global": {}, "global_raw": {}}, "quantile"),

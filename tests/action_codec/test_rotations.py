@@ -53,6 +53,19 @@ def test_closed_form_polar_equals_the_svd_it_stands_for():
     np.testing.assert_allclose(rot.matrix_from_rot6d(x), u @ vt, atol=1e-9)
 
 
+@given(rotvecs, st.floats(2e-6, 1.0), st.floats(1e-3, 1e3))
+@settings(max_examples=80, deadline=None)
+def test_even_almost_parallel_columns_give_a_true_rotation(vectors, angle, scale):
+    r = rot.matrix_from_axis_angle(vectors)
+    c0, c1 = r[:, :, 0], np.cos(angle) * r[:, :, 0] + np.sin(angle) * r[:, :, 1]
+    nearest = rot.matrix_from_rot6d(scale * np.concatenate([c0, c1], axis=-1))
+    rot.require_rotation(nearest, tolerance=1e-8)
+    # By symmetry both columns are turned alike, each by half of what is missing to a right angle.
+    middle = np.arctan2(np.sin(angle), 1 + np.cos(angle)) - np.pi / 4
+    expected = r @ rot.matrix_from_axis_angle([0, 0, middle])
+    assert np.rad2deg(rot.angle_between(nearest, expected)).max() < 1e-6
+
+
 def test_rot6d_of_the_identity_is_column_zero_then_column_one():
     assert rot.rot6d_from_matrix(np.eye(3)).tolist() == [1, 0, 0, 0, 1, 0]
     quarter_turn = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]  # x axis goes to y, y axis to -x
@@ -193,6 +206,12 @@ def test_degenerate_rot6d_is_refused_naming_the_row(golden, row):
 def test_bad_rotations_get_one_clear_error(call, text):
     with pytest.raises(CodecError, match=text):
         call()
+
+
+def test_empty_batches_stay_empty():
+    for form in rot.FORMS.values():
+        assert form.to_matrix(np.zeros((0, form.width))).shape == (0, 3, 3)
+        assert form.from_matrix(np.zeros((0, 3, 3))).shape == (0, form.width)
 
 
 def test_float32_rotations_pass_and_a_visible_error_does_not():
