@@ -17,7 +17,8 @@ import tyro
 if TYPE_CHECKING:
     from wamserve.policy_server.serving.app import Server
 
-FACTORY = "wamserve.policy_server.policy:load_policy"
+FACTORY = "wamserve.policy_server.load:load_policy"
+RANDOM_FACTORY = "wamserve.policy_server.load:random_policy"
 
 
 def default_checkpoint() -> Path | None:
@@ -34,7 +35,9 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     random_weights: bool = False,
-    device: str | None = None,
+    card: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
     deterministic: bool = False,
     seed: int = 0,
     max_batch: int = 8,
@@ -55,7 +58,7 @@ def serve(
     drain_s: float = 30.0,
     ranks: int = 1,
     max_restarts: int = 10,
-    factory: str = FACTORY,
+    factory: str | None = None,
     factory_args: str = "{}",
 ) -> int:
     """Serve a policy to openpi, RoboLab, RoboArena, LIBERO and wam clients.
@@ -66,7 +69,9 @@ def serve(
         host: Address to listen on. Anything but loopback should come with --token-file.
         port: TCP port; 0 takes any free one.
         random_weights: Serve a tiny untrained network: right shapes, meaningless numbers.
-        device: As torch names it; the first GPU, else the CPU, if not given.
+        card: Policy card file or shipped card, where the checkpoint brings none.
+        device: As torch names it; "auto" is CUDA where there is one.
+        dtype: fp32, bf16 or fp16; "auto" is bf16 on CUDA and fp32 on a CPU.
         deterministic: Equal seeds give equal bytes, whatever other clients do: one fixed batch shape.
         seed: Of the seeds that follow from a request's session and step.
         max_batch: Requests of equal shape that share one forward pass.
@@ -89,7 +94,7 @@ def serve(
         ranks: Engine processes that run each batch in step, one per GPU.
         max_restarts: Engine deaths in a row after which the server gives up.
         factory: "module:function" that makes the policy; for policies of your own.
-        factory_args: Its keyword arguments, as JSON.
+        factory_args: Its keyword arguments, or further ones of the loader, as JSON.
     """
     from wamserve.action_codec.errors import RequestError
     from wamserve.clients.wire import Limits
@@ -97,14 +102,19 @@ def serve(
     from wamserve.policy_server.serving.auth import Tokens, exposure_warning, tls_context
     from wamserve.policy_server.serving.dialects.plain import PlainRules
     from wamserve.policy_server.serving.engine import EngineSpec
+    from wamserve.policy_server.serving.memory import keep_freed_memory
     from wamserve.policy_server.serving.scheduler import BatchRules
 
     try:
         kwargs: dict[str, Any] = dict(json.loads(factory_args))
     except (ValueError, TypeError) as error:
         raise RequestError("--factory-args is not a JSON object", seen=factory_args[:80]) from error
-    if factory == FACTORY:
-        kwargs |= policy_arguments(checkpoint, random_weights, embodiment, device, deterministic, max_batch)
+    if factory is None:
+        factory, named = policy_factory(checkpoint, random_weights)
+        common = {"device": device, "dtype": dtype, "deterministic": deterministic, "seed": seed}
+        kwargs = named | common | ({"embodiment": embodiment} if embodiment is not None else {}) | kwargs
+        if card is not None:
+            kwargs["card"] = card
     limits = Limits(message_bytes=max_message_mb * 2**20)
     tokens = Tokens.from_file(token_file) if token_file is not None else Tokens()
     settings = Settings(
@@ -127,24 +137,20 @@ def serve(
     if warning := exposure_warning(host, tokens, settings.tls is not None):
         print(warning, file=sys.stderr, flush=True)
     spec = EngineSpec(factory, kwargs, ranks, max_restarts=max_restarts)
+    keep_freed_memory()
     rules = BatchRules(max_batch, batch_wait_ms, max_queue)
     return asyncio.run(_serve(lambda terminal: Server(spec, settings, rules, terminal.changed)))
 
 
-def policy_arguments(
-    checkpoint: str | None,
-    random_weights: bool,
-    embodiment: str | None,
-    device: str | None,
-    deterministic: bool,
-    max_batch: int,
-) -> dict[str, Any]:
-    """Keyword arguments of `load_policy`. Raises CheckpointError where nothing is named to serve."""
+def policy_factory(checkpoint: str | None, random_weights: bool) -> tuple[str, dict[str, Any]]:
+    """Which loader makes the policy, and of what. Raises CheckpointError where nothing is named to serve."""
     from wamserve.action_codec.errors import CheckpointError
 
     if random_weights and checkpoint is not None:
         raise CheckpointError("--random-weights takes no checkpoint", seen=checkpoint)
-    if checkpoint is None and not random_weights:
+    if random_weights:
+        return RANDOM_FACTORY, {}
+    if checkpoint is None:
         shipped = default_checkpoint()
         if shipped is None:
             raise CheckpointError(
@@ -153,14 +159,7 @@ def policy_arguments(
                 fix="wam serve CHECKPOINT, or wam serve --random-weights to try the wire",
             )
         checkpoint = str(shipped)
-    arguments: dict[str, Any] = {"checkpoint": checkpoint, "random_weights": random_weights}
-    if embodiment is not None:
-        arguments["embodiment"] = embodiment
-    if device is not None:
-        arguments["device"] = device
-    if deterministic:
-        arguments |= {"deterministic": True, "max_batch": max_batch}
-    return arguments
+    return FACTORY, {"checkpoint": checkpoint}
 
 
 class Terminal:

@@ -17,6 +17,7 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
+from wamserve.clients.check import check_request
 from wamserve.clients.messages import SUBPROTOCOL
 from wamserve.clients.policy import Request
 from wamserve.clients.wire import LIMITS, Limits
@@ -39,7 +40,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free one
-    plain: PlainRules = PlainRules()
+    plain: PlainRules = field(default_factory=PlainRules)
     limits: Limits = LIMITS
     jpeg: bool = False  # wam.v1 clients may send JPEG images
     max_connections: int = 512
@@ -119,7 +120,7 @@ class Server:
         self._scheduling = asyncio.create_task(self.scheduler.run(), name="scheduler")
 
     async def stop(self) -> None:
-        """Drains: no new connections or requests, those in flight are answered, then 1012 and the engine's end."""
+        """Drains: no new connections; requests in flight are answered, then sockets close with 1012."""
         if self.draining:
             return
         self.draining = True
@@ -149,7 +150,10 @@ class Server:
         await self.stop()
 
     def check(self, request: Request) -> None:
-        """Raises RequestError for an observation that does not fit the served contract."""
+        """Raises RequestError for a request that does not fit the served contract."""
+        served = self.engine.served
+        if served is not None and served.declared is not None:
+            check_request(served.declared, request)
 
     async def _converse(self, websocket: ServerConnection) -> None:
         conversation = Conversation(self, websocket, f"c{next(self._names)}")

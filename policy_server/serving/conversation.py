@@ -109,21 +109,19 @@ class Conversation:
         engine = self.server.engine
         if engine.ready.is_set():
             return True
-        waits = {
-            closed,
-            asyncio.ensure_future(engine.ready.wait()),
-            asyncio.ensure_future(engine.over.wait()),
-        }
+        ready = asyncio.create_task(engine.ready.wait())
+        over = asyncio.create_task(engine.over.wait())
         told = None
         try:
             while not engine.ready.is_set() and not engine.over.is_set() and not closed.done():
                 if self.websocket.subprotocol == SUBPROTOCOL and told != (engine.stage, engine.fraction):
                     told = (engine.stage, engine.fraction)
                     await self._send(Wam.loading(engine.stage or engine.state, engine.fraction))
+                waits: set[asyncio.Future[Any]] = {closed, ready, over}
                 await asyncio.wait(waits, timeout=_LOADING_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in waits - {closed}:
-                wait.cancel()
+            ready.cancel()
+            over.cancel()
         if engine.over.is_set() and not closed.done():
             await self.close(RESTART if self.server.draining else SERVER_ERROR)
         return engine.ready.is_set() and not closed.done()
@@ -219,7 +217,12 @@ class Conversation:
     def _count(self, error: Exception, request: Request | None = None) -> None:
         outcome = outcome_of(error)
         self.server.metrics.failed(self.dialect.name, outcome)
-        line = {"event": "request", "connection": self.name, "dialect": self.dialect.name, "outcome": outcome}
+        line: dict[str, Any] = {
+            "event": "request",
+            "connection": self.name,
+            "dialect": self.dialect.name,
+            "outcome": outcome,
+        }
         if request is not None:
             line |= {"mode": request.mode, "session": request.session, "step": request.step}
         logger.info(json.dumps({**line, "error": str(error)[:300]}))

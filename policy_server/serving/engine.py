@@ -1,4 +1,4 @@
-"""The engine as serving sees it: a group of processes, one per rank, that is started, watched and restarted."""
+"""The engine as serving sees it: a group of processes, one per rank, started, watched and restarted."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from typing import Any
 from wamserve.clients.policy import Policy, Prediction, Request, infer_batch
 from wamserve.policy_server.serving.channel import Channel
 from wamserve.policy_server.serving.frames import Reader, Writer, pack_error
+from wamserve.policy_server.serving.memory import keep_freed_memory
 from wamserve.policy_server.serving.shm import Arena
 
 logger = logging.getLogger("wamserve.engine")
@@ -150,9 +151,11 @@ def die_with_parent() -> None:
 
 def main() -> int:
     die_with_parent()
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="engine %(levelname)s %(message)s")
-    # Ctrl-C goes to the whole terminal group; serving drains first, then closes the channel.
+    # Both may go to the whole process group; serving drains first, then closes the channel.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control, requests, replies, request_bytes, reply_bytes = map(int, sys.argv[1:6])
     channel = Channel(socket.socket(fileno=control))
     process = EngineProcess(channel, Arena(request_bytes, requests), Arena(reply_bytes, replies))

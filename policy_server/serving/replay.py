@@ -44,7 +44,7 @@ def replay_folder(folder: Path, uri: str, token: str | None, tolerance: float, t
 
 
 def _replay(recording: Recording, uri: str, token: str | None, timeout_s: float) -> Iterator[Comparison]:
-    """The first frame, then every client frame with as many replies as the recording holds before the next."""
+    """Sends and receives in the recorded order."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     protocols = [Subprotocol(recording.subprotocol)] if recording.subprotocol else None
     with connect(

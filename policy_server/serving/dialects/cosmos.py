@@ -38,7 +38,6 @@ class Cosmos:
         return CANVAS in fields or all(view in fields for view in VIEWS)
 
     def observation(self, fields: Mapping[str, Any]) -> Observation:
-        self._refuse_unlike_contract()
         if CANVAS in fields:  # as the reference: raw views beside it are ignored
             images = {"canvas": image(fields, CANVAS)}
         else:
@@ -46,10 +45,12 @@ class Cosmos:
         names = ["joint_position", "gripper_position"]
         if PREFIX + "joint_position" not in fields and PREFIX + "eef_pos" in fields:
             names = ["eef_pos", "eef_quat", "gripper_position"]  # metres, xyzw
+        self._refuse_unlike_contract(joints="joint_position" in names)
         state = {name: numbers(fields, PREFIX + name) for name in names}
         gripper = state["gripper_position"]
-        if "joint_position" in state and state["joint_position"].ndim == 2 and gripper.ndim == 1:
+        if gripper.ndim == 1 and any(row.ndim == 2 for row in state.values()):
             state["gripper_position"] = gripper[:, None]  # history as [T] instead of [T, 1]
+        state = {name: self._latest(rows) for name, rows in state.items()}
         return Observation(images, state, text(fields, "prompt"))
 
     def reply(self, prediction: Prediction, timing: Timing | None) -> dict[str, Any]:
@@ -60,23 +61,31 @@ class Cosmos:
             reply["server_timing"] = server_timing(timing)
         return reply
 
-    def _refuse_unlike_contract(self) -> None:
-        served = self.served
-        if not served.wire:
+    def _latest(self, rows: np.ndarray) -> np.ndarray:
+        """As the reference: of the rows sent, oldest first, the newest that the contract's history uses."""
+        if rows.ndim == 1 or not len(rows) or self.served.declared is None:
+            return rows
+        history = self.served.declared.model.history
+        return rows[-history - 1 :] if history else rows[-1]
+
+    def _refuse_unlike_contract(self, joints: bool) -> None:
+        contract = self.served.declared
+        if contract is None:
             return
-        reply = served.wire["reply"]
-        closed = [gripper["polarity"] for gripper in reply["grippers"]] == ["high_closed"]
-        if reply["form"] not in ("joint_targets", "pose_targets") or reply["width"] != 8 or not closed:
+        reply = contract.wire.reply
+        closed = [gripper.polarity for gripper in reply.grippers] == ["one_is_closed"]
+        form = "joint_targets" if joints else "pose_targets"
+        if (reply.form, reply.width) != (form, 8) or not closed:
             raise ContractError(
-                f"a RoboLab client cannot execute what {served.embodiment} replies",
-                seen=f"{reply['form']}, {reply['width']} columns",
-                expected="joint_targets or pose_targets, 8 columns, gripper 1 = closed",
+                f"this client cannot execute what {contract.name} replies",
+                seen=f"{reply.form}, {reply.width} columns",
+                expected=f"{form}, 8 columns, gripper 1 = closed",
                 fix="serve droid_lerobot, or connect with wamserve.clients",
             )
-        if served.chunk_rows < _ROWS:
+        if joints and contract.wire.chunk < _ROWS:
             raise ContractError(
                 "a RoboLab client executes 32 rows of every reply",
-                seen=f"chunks of {served.chunk_rows} rows ({served.embodiment})",
+                seen=f"chunks of {contract.wire.chunk} rows ({contract.name})",
                 expected=f">= {_ROWS}",
             )
 

@@ -73,11 +73,14 @@ class OpenpiLibero:
         return "observation/wrist_image" in fields or "observation/state" in fields
 
     def observation(self, fields: Mapping[str, Any]) -> Observation:
-        served = self.served
-        if served.wire and (served.reply_form != "osc_deltas" or served.wire["reply"]["width"] != 7):
+        contract = self.served.declared
+        if contract is not None and (contract.wire.reply.form, contract.wire.reply.width) != (
+            "osc_deltas",
+            7,
+        ):
             raise ContractError(
                 "a LIBERO client cannot execute these replies",
-                seen=f"{served.embodiment}: {served.reply_form}",
+                seen=f"{contract.name}: {contract.wire.reply.form}",
                 expected="osc_deltas, 7 columns",
                 fix="wam serve CHECKPOINT --embodiment libero",
             )
@@ -92,9 +95,10 @@ class OpenpiLibero:
 
     def _state(self, fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The 8 numbers under the names of the served contract; a contract without state takes none."""
-        if not self.served.wire:
+        contract = self.served.declared
+        if contract is None:
             return {"state": numbers(fields, "observation/state")}
-        wanted = [state["name"] for state in self.served.wire["states"]]
+        wanted = [state.name for state in contract.wire.states]
         if not wanted:
             return {}
         row = numbers(fields, "observation/state")

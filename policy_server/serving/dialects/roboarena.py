@@ -22,12 +22,12 @@ _ACTION_SPACES = {"joint_targets": "joint_position", "joint_velocities": "joint_
 
 def metadata(served: Served) -> dict[str, Any]:
     """The six keys, no other: clients pass them to a dataclass. Their defaults where nothing is declared."""
-    images = served.wire["images"] if served.wire else []
-    sizes = {(view["height"], view["width"]) for view in images}
+    images = served.declared.wire.images if served.declared is not None else ()
+    sizes = {(view.height, view.width) for view in images}
     return {
         "image_resolution": list(sizes.pop()) if len(sizes) == 1 else [224, 224],
-        "needs_wrist_camera": not images or any(view["name"] == "wrist" for view in images),
-        "n_external_cameras": sum(view["name"] != "wrist" for view in images) if images else 1,
+        "needs_wrist_camera": not images or any(view.name == "wrist" for view in images),
+        "n_external_cameras": sum(view.name != "wrist" for view in images) if images else 1,
         "needs_stereo_camera": False,
         "needs_session_id": False,
         "action_space": _ACTION_SPACES.get(served.reply_form, "joint_position"),
@@ -48,13 +48,14 @@ class RoboArena:
         return "endpoint" in fields
 
     def observation(self, fields: Mapping[str, Any]) -> Observation:
-        if self.served.wire and self.served.reply_form not in _ACTION_SPACES:
+        contract = self.served.declared
+        if contract is not None and contract.wire.reply.form not in _ACTION_SPACES:
             raise ContractError(
                 "RoboArena has no action space for these replies",
-                seen=f"{self.served.embodiment}: {self.served.reply_form}",
+                seen=f"{contract.name}: {contract.wire.reply.form}",
                 expected=", ".join(_ACTION_SPACES),
             )
-        declared = [view["name"] for view in self.served.wire["images"]] if self.served.wire else []
+        declared = [view.name for view in contract.wire.images] if contract is not None else []
         wanted = declared or [view for view, name in _VIEWS.items() if name in fields]
         if unknown := set(wanted) - set(_VIEWS):
             raise ContractError("RoboArena has no name for these views", seen=sorted(unknown))

@@ -12,6 +12,7 @@ import numpy as np
 from wamserve.action_codec.errors import RequestError
 from wamserve.clients.policy import ActionChunk, Ledger, Prediction
 from wamserve.embodiments.contract import load
+from wamserve.policy_server.serving.served import Served
 
 HERE = str(Path(__file__).resolve())
 
@@ -40,14 +41,7 @@ class Echo:
     def describe(self) -> dict:
         served = {"device": "cpu", "sampler": "echo", "weights_sha256": "e" * 64, "video": True}
         if self.embodiment is not None:
-            served |= {
-                "embodiment": self.embodiment.name,
-                "wire": _plain(self.embodiment.wire),
-                "wire_sha256": self.embodiment.wire_hash,
-                "model_sha256": self.embodiment.model_hash,
-                "period": 1 / self.embodiment.wire.rate_hz,
-                "chunk_rows": self.embodiment.wire.chunk,
-            }
+            served |= Served.of(self.embodiment)
         return (
             served
             | {
@@ -131,13 +125,6 @@ def hold_interpreter_lock(deadline: float) -> None:
     while time.monotonic() < deadline:
         big % 7
         pow(3, 1_000_000, 10**2000)
-
-
-def _plain(noun) -> dict:
-    import dataclasses
-    import json
-
-    return json.loads(json.dumps(dataclasses.asdict(noun)))
 
 
 def echo(**kwargs) -> Echo:

@@ -1,0 +1,181 @@
+"""Overhead of the policy server beside openpi-server 0.1.0, in one run, driven by the real openpi client.
+
+    .venv/bin/python benchmarks/server.py          (needs `make .venv-openpi/.ready`)
+
+The request is DROID's: three 360x640 views, joints, gripper, prompt. The engine is instant, or sleeps 50 ms a
+batch, so that what is measured is wire, queue and preparation. Requests go to the servers in turns, one each,
+so that a busy machine is busy for all of them. Reported: p50 and p99 as ratios to openpi-server's, and
+throughput with 8 clients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from wamserve.clients.policy import ActionChunk, Prediction, Request
+from wamserve.embodiments import canvas
+from wamserve.embodiments.contract import load
+from wamserve.policy_server.serving.served import Served
+
+HERE = Path(__file__).resolve()
+OPENPI_PYTHON = HERE.parents[1] / ".venv-openpi" / "bin" / "python"
+
+_OPENPI_SERVER = """
+import sys, time, numpy as np
+from openpi_server import WebsocketPolicyServer
+class Instant:
+    def infer(self, obs):
+        time.sleep(float(sys.argv[2]))
+        return {"action": np.zeros((32, 8), np.float32)}
+WebsocketPolicyServer(Instant(), host="127.0.0.1", port=int(sys.argv[1])).serve_forever()
+"""
+
+_CLIENTS = """
+import json, sys, threading, time, numpy as np
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+ports, clients, rounds = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def view(seed):
+    y, x, c = np.ogrid[:360, :640, :3]
+    return ((3 * y + 5 * x + 7 * c + 11 * seed) % 256).astype(np.uint8)
+obs = {"observation/wrist_image_left": view(0), "observation/exterior_image_1_left": view(1),
+       "observation/exterior_image_2_left": view(2),
+       "observation/joint_position": np.array([0, -.63, 0, -2.51, 0, 1.88, 0], np.float32),
+       "observation/gripper_position": np.zeros(1, np.float32), "prompt": "Pick up the banana"}
+if clients == 1:
+    policies = [WebsocketClientPolicy("127.0.0.1", port) for port in ports]
+    times = [[] for _ in ports]
+    for turn in range(rounds + 20):
+        for spent, policy in zip(times, policies):
+            start = time.perf_counter()
+            reply = policy.infer(obs)
+            spent.append(time.perf_counter() - start)
+            assert reply["action"].shape == (32, 8)
+    print(json.dumps([spent[20:] for spent in times]))
+else:
+    def drive(policy):
+        for _ in range(rounds):
+            policy.infer(obs)
+    rates = []
+    for port in ports:
+        policies = [WebsocketClientPolicy("127.0.0.1", port) for _ in range(clients)]
+        for policy in policies: policy.infer(obs)
+        threads = [threading.Thread(target=drive, args=(policy,)) for policy in policies]
+        start = time.perf_counter()
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        rates.append(clients * rounds / (time.perf_counter() - start))
+    print(json.dumps(rates))
+"""
+
+
+class Instant:
+    """A policy without a network. With a contract it composes the canvas, as every real policy must."""
+
+    def __init__(self, contract: str = "", seconds: float = 0.0) -> None:
+        self.contract = load(contract) if contract else None
+        self.seconds = seconds
+        self.answer = Prediction(ActionChunk(np.zeros((32, 8), np.float32), 0.0, 1 / 15))
+
+    def describe(self) -> dict[str, object]:
+        return Served.of(self.contract) if self.contract is not None else {}
+
+    def infer(self, request: Request) -> Prediction:
+        return self.infer_batch([request])[0]
+
+    def infer_batch(self, requests: list[Request]) -> list[Prediction]:
+        if self.contract is not None:
+            for request in requests:
+                canvas.frame(self.contract.model.canvas, request.observation.images)
+        time.sleep(self.seconds)
+        return [self.answer] * len(requests)
+
+    def reset(self, session: str = "") -> None: ...
+
+
+def start_openpi(port: int, seconds: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [str(OPENPI_PYTHON), "-c", _OPENPI_SERVER, str(port), str(seconds)], stderr=subprocess.DEVNULL
+    )
+
+
+def start_ours(port: int, contract: str, seconds: float) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "wam", "serve", "--port", str(port), "--factory", f"{HERE}:Instant"]
+    command += ["--factory-args", json.dumps({"contract": contract, "seconds": seconds})]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def drive(ports: list[int], clients: int, rounds: int) -> list:
+    arguments = [json.dumps(ports), str(clients), str(rounds)]
+    done = subprocess.run(
+        [str(OPENPI_PYTHON), "-W", "ignore", "-c", _CLIENTS, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def measure(rounds: int, seconds: float) -> dict[str, float]:
+    """Ratios of ours to openpi-server's: latency (lower is better) and throughput (higher is better)."""
+    ports = [18411, 18412, 18413, 18414, 18415]
+    servers = [
+        start_openpi(ports[0], 0.0),
+        start_ours(ports[1], "", 0.0),
+        start_ours(ports[2], "droid_lerobot", 0.0),
+        start_openpi(ports[3], seconds),
+        start_ours(ports[4], "droid_lerobot", seconds),
+    ]
+    try:
+        wait_until_listening(ports)
+        peer, wire, full = (np.array(times) * 1e3 for times in drive(ports[:3], 1, rounds))
+        peer_rate, our_rate = drive(ports[3:], 8, max(10, rounds // 20))
+    finally:
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait()
+    results = {}
+    print("one client, instant engine      p50 ms   p99 ms   p50 ratio   p99 ratio")
+    for name, times in (
+        ("openpi-server 0.1.0", peer),
+        ("wire alone", wire),
+        ("wire + checks + canvas", full),
+    ):
+        p50, p99 = np.percentile(times, [50, 99])
+        ratio50, ratio99 = p50 / np.percentile(peer, 50), p99 / np.percentile(peer, 99)
+        print(f"  {name:28}{p50:8.2f} {p99:8.2f}    {ratio50:8.2f}    {ratio99:8.2f}")
+        results |= {f"{name} p50": ratio50, f"{name} p99": ratio99}
+    print(f"eight clients, {1e3 * seconds:g} ms a batch    requests/s")
+    print(f"  {'openpi-server 0.1.0':28}{peer_rate:8.1f}")
+    print(f"  {'wire + checks + canvas':28}{our_rate:8.1f}    {our_rate / peer_rate:.2f} times as many")
+    return results | {"throughput": our_rate / peer_rate}
+
+
+def wait_until_listening(ports: list[int]) -> None:
+    import socket
+
+    deadline = time.monotonic() + 60
+    for port in ports:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--engine-ms", type=float, default=50.0)
+    arguments = parser.parse_args()
+    measure(arguments.rounds, arguments.engine_ms / 1e3)
