@@ -176,6 +176,8 @@ def find_card(folder: Path, source: str, card: str | Path | None = None) -> Poli
 
     source: what the user typed; `org/name[@revision]` finds the shipped card of that name.
     """
+    if card is None and (folder / CARD_FILE).is_file():
+        return read_card(folder / CARD_FILE)
     shipped = shipped_cards()
     if card is not None:
         if str(card) in shipped:
@@ -183,8 +185,6 @@ def find_card(folder: Path, source: str, card: str | Path | None = None) -> Poli
         if Path(card).is_file():
             return read_card(Path(card))
         raise CheckpointError(f"no policy card {card}", expected=f"a file, or one of {', '.join(shipped)}")
-    if (folder / CARD_FILE).is_file():
-        return read_card(folder / CARD_FILE)
     name = source.split("@")[0]
     if name in shipped:
         return shipped[name]

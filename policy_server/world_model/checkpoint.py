@@ -274,6 +274,23 @@ def _place(network: nn.Module, name: str, value: torch.Tensor) -> None:
         owner._buffers[leaf] = value
 
 
+def untrained_domain(checkpoint: Checkpoint, domain: int) -> bool:
+    """Whether an action head's biases are all exactly zero, in and out, as initialisation leaves them.
+
+    Training moves a bias with the first gradient, and no gradient ever reaches a domain without data.
+    """
+    for name in ("action_proj_in.bias.weight", "action_proj_out.bias.weight"):
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None or domain >= tensor.shape[0]:
+            return False  # a misfit is reported where names and shapes are compared
+        row = tensor.nbytes // tensor.shape[0]
+        with tensor.file.open("rb") as stream:
+            stream.seek(tensor.start + domain * row)
+            if any(byte not in (0x00, 0x80) for byte in stream.read(row)):  # 0x80: the sign of -0.0
+                return False
+    return True
+
+
 def weights_hash(checkpoint: Checkpoint, cache: Path | None = None, progress: Progress = silent) -> str:
     """sha256 of every used tensor's name, dtype, shape and bytes: the same in either layout and sharding.
 

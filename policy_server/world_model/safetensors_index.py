@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wamserve.action_codec.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 BYTES_OF_DTYPE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4}
 MAX_HEADER = 100 << 20  # the format's own limit
@@ -29,6 +33,18 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         return self.end - self.start
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Raises CheckpointError for a dtype that holds no weights."""
+        import torch
+
+        kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        if self.dtype not in kinds:
+            raise CheckpointError(
+                f"tensor {self.key} holds no weights", seen=self.dtype, expected=", ".join(kinds)
+            )
+        return kinds[self.dtype]
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
