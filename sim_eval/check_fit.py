@@ -31,7 +31,7 @@ def check_fit(task: Task, facts: Facts) -> None:
     except ContractError:  # a contract that only the other end knows
         different = f"wire half {facts.wire_sha256[:12]} against {seen[:12]}"
     raise ContractError(
-        f"the policy is for {facts.contract or 'another robot'}, the task {task.spec.name} for {task.spec.contract}",
+        f"the policy is for {facts.contract or 'another robot'}, {task.spec.name} for {task.spec.contract}",
         seen=different or f"wire half {facts.wire_sha256[:12]} against {seen[:12]}",
         fix=f"wam check contract {facts.contract or 'NAME'} {task.spec.contract}",
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from wamserve.clients.player import Strategy
 from wamserve.sim_eval.clock import Latency
 
 
@@ -20,7 +21,7 @@ def eval_verb(
     seed: int = 0,
     latency: str = "0",
     replan_horizon: int | None = None,
-    strategy: str = "switch",
+    strategy: Strategy = "switch",
     contract: str | None = None,
     render: Literal["full", "fast"] = "full",
     deterministic: bool = False,
@@ -36,7 +37,7 @@ def eval_verb(
     The same command resumes a run that was cut short; a finished run is left as it is.
 
     Args:
-        target: robosuite, two_cubes, pusht, libero_spatial ..., gym/ENV_ID, or one task such as robosuite/Lift.
+        target: robosuite, two_cubes, pusht, libero_spatial ..., gym/ENV_ID, or one task: robosuite/Lift.
         policy: oracle, noop, ws://host:port, module:function, or a checkpoint folder or Hub id.
         episodes: per task, all repeats counted.
         repeats: rollouts of every initial state, with different policy seeds.

@@ -1,4 +1,4 @@
-"""Virtual time: a control step is a period long, and thinking costs whole steps when the user asks to charge it."""
+"""Virtual time: a control step lasts one period, and thinking costs whole steps when it is charged."""
 
 from __future__ import annotations
 

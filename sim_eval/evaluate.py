@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wamserve.action_codec.errors import ContractError, RunError, TaskError
+from wamserve.clients.player import Strategy
 from wamserve.clients.policy import Policy
 from wamserve.sim_eval import catalog, policies, seeds
 from wamserve.sim_eval.check_fit import check_fit
@@ -39,7 +40,7 @@ class Plan:
     seed: int
     latency: Latency
     horizon: int | None  # None: the whole chunk of the contract
-    strategy: str
+    strategy: Strategy
     contract: str | None  # None: the suite's own
     profile: Profile
     deterministic: bool
@@ -174,6 +175,7 @@ def evaluate(
         horizon,
         plan.strategy,
         plan.latency,
+        facts.max_prefix_rows,
         privileged=facts.privileged,
         images=facts.sighted,
         video=plan.video,

@@ -1,9 +1,9 @@
-"""Who is scored: a name, a checkpoint, a server's address or a factory, resolved to a Policy and what it declares."""
+"""Who is scored: a name, a checkpoint, an address or a factory, resolved to a Policy and what it declares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Facts:
     model_sha256: str = ""
     privileged: bool = False  # it looks at what only a simulator knows
     sighted: bool = True  # it looks at images
+    max_prefix_rows: int = 0  # committed rows it can freeze at the head of a chunk
     batch_invariant: bool = False  # neighbours in a batch cannot change a bit of an answer
     card: Mapping[str, Any] = field(default_factory=dict)  # weights_sha256, sampler, ...
 
@@ -44,18 +45,23 @@ def facts_of(policy: Policy) -> Facts:
             wire_sha256=hello.wire_sha256,
             model_sha256=hello.model_sha256,
             privileged=bool(card.get("privileged", False)),
+            max_prefix_rows=hello.max_prefix_rows,
             batch_invariant=bool(hello.deterministic),
             card=card,
         )
     contract: Embodiment | None = getattr(policy, "contract", None)
+    served = policy.describe() if hasattr(policy, "describe") else {}
+    card = dict(served.get("card", {}))
+    card |= {k: served[k] for k in ("weights_sha256", "sampler") if served.get(k)}
     return Facts(
         contract=contract.name if contract else "",
         wire_sha256=contract.wire_hash if contract else "",
         model_sha256=contract.model_hash if contract else "",
         privileged=bool(getattr(policy, "privileged", False)),
         sighted=bool(getattr(policy, "sighted", True)),
-        batch_invariant=bool(getattr(policy, "batch_invariant", False)),
-        card=dict(getattr(policy, "summary", {}) or {}),
+        max_prefix_rows=int(served.get("max_prefix_rows", 0)),
+        batch_invariant=bool(served.get("deterministic", False)),
+        card=card,
     )
 
 
@@ -100,14 +106,11 @@ def _call(path: str, *args: Any) -> Policy:
 class NoopPolicy:
     """Keeps the robot where it is: the floor every score must beat. It must fail every task."""
 
-    privileged = False
     sighted = False
-    batch_invariant = True
 
     def __init__(self, contract: Embodiment) -> None:
         self.contract = contract
         self._positions = {"joint_targets": "joint_position", "position_targets": "agent_pos"}
-        self.summary = {"name": "noop"}
 
     def infer(self, request: Request) -> Prediction:
         wire, state = self.contract.wire, request.observation.state
@@ -131,3 +134,6 @@ class NoopPolicy:
         return [self.infer(request) for request in requests]
 
     def reset(self, session: str = "") -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        return {"contract": asdict(self.contract), "card": {"name": "noop"}, "deterministic": True}

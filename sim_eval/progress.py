@@ -23,9 +23,9 @@ def run_with_progress(plan: Plan, run: Path | None) -> int:
     """Evaluates with a bar; 0 when the run is finished, 130 when it was interrupted."""
     console = Console(highlight=False)
     console.print(
-        f"wam eval: {plan.target}, {plan.episodes} episodes a task by {plan.policy}, latency {plan.latency} ms,"
-        f" horizon {plan.horizon or 'chunk'}, strategy {plan.strategy}, seed {plan.seed},"
-        f" {plan.workers or 'no'} workers, render {plan.profile}",
+        f"wam eval: {plan.target}, {plan.episodes} episodes a task by {plan.policy},"
+        f" latency {plan.latency} ms, horizon {plan.horizon or 'chunk'}, strategy {plan.strategy},"
+        f" seed {plan.seed}, {plan.workers or 'no'} workers, render {plan.profile}",
         soft_wrap=True,
     )
     try:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from wamserve.action_codec.errors import PolicyError
+from wamserve.clients.player import ChunkPlayer, DelayTracker, StateOfRow, Strategy
 from wamserve.clients.policy import Observation, Prediction, Request
+from wamserve.clients.reply_layout import reply_layout
+from wamserve.embodiments.contract import WireHalf
 from wamserve.sim_eval import seeds
 from wamserve.sim_eval.clock import Latency, VirtualClock, steps_of
 from wamserve.sim_eval.oracles.policy import PRIVILEGED
@@ -24,8 +27,9 @@ class Loop:
     """How the policy is asked."""
 
     horizon: int  # control steps between two questions
-    strategy: str = "switch"
-    latency: Latency = Latency(0.0)
+    strategy: Strategy = "switch"
+    latency: Latency = field(default_factory=lambda: Latency(0.0))
+    max_prefix_rows: int = 0  # committed rows the policy can freeze at a chunk's head
     privileged: bool = False  # send what only a simulator knows
     images: bool = True  # render and send the cameras
     keep_images: bool = True  # put them into the recording
@@ -43,6 +47,31 @@ def observe(task: Task, loop: Loop, now: float) -> Observation:
     return Observation(task.render() if loop.images else {}, state, task.spec.instruction, now)
 
 
+def chunk_player(wire: WireHalf, loop: Loop, clock: VirtualClock) -> ChunkPlayer:
+    """The robot's own player, on virtual time; a fixed latency is known to it from the start."""
+    first = steps_of(loop.latency.fixed_ms or 0.0, wire.rate_hz) * clock.period
+    return ChunkPlayer(
+        reply_layout(wire),
+        clock.period,
+        strategy=loop.strategy,
+        max_prefix_rows=loop.max_prefix_rows,
+        state_of_row=state_of_row(wire),
+        delay=DelayTracker(first=first),
+        clock=clock,
+    )
+
+
+def state_of_row(wire: WireHalf) -> StateOfRow | None:
+    """Which states an executed row of absolute targets leads to; None where rows are relative."""
+    names = {state.name for state in wire.states}
+    grippers = [gripper.index for gripper in wire.reply.grippers]
+    where = {"joint_targets": "joint_position", "position_targets": "agent_pos"}.get(wire.reply.form)
+    if where not in names:
+        return None
+    moving = [i for i in range(wire.reply.width) if i not in grippers]
+    return lambda row: {where: row[moving]}
+
+
 def rollout(task: Task, ask: Ask, item: WorkItem, loop: Loop) -> Episode:
     """Runs one episode to success or to the task's last step."""
     spec, wall = task.spec, time.perf_counter()
@@ -54,15 +83,16 @@ def rollout(task: Task, ask: Ask, item: WorkItem, loop: Loop) -> Episode:
     sim_s += time.perf_counter() - mark
     trace.see()
     clock = VirtualClock(spec.rate_hz)
-    waiting: int | None = None  # index of the chunk that has been asked for and is not ready yet
-    playing: int | None = None  # index of the chunk whose rows are executed
+    player = chunk_player(task.wire, loop, clock)
+    arriving: tuple[int, Prediction] | None = None  # the answer on its way, and its place in the trace
+    playable: list[int] = []  # chunks the player accepted, by their place in the trace
     next_ask, done = 0, task.success()
     while clock.step < spec.max_steps and not done:
-        if waiting is None and clock.step >= next_ask:
+        if arriving is None and clock.step >= next_ask:
             mark = time.perf_counter()
             observation = observe(task, loop, clock())
             render_s += time.perf_counter() - mark
-            request = Request(
+            request = player.request(
                 observation,
                 seed=seeds.request_seed(item.seed, clock.step),
                 session=session,
@@ -74,18 +104,24 @@ def rollout(task: Task, ask: Ask, item: WorkItem, loop: Loop) -> Episode:
             policy_s += time.perf_counter() - mark
             charged = loop.latency.charged_ms(took_ms)
             ready = clock.step + steps_of(charged, spec.rate_hz)
-            waiting = trace.answer(request, prediction, ready, charged, took_ms, loop.keep_images)
+            arriving = (
+                trace.answer(request, prediction, ready, charged, took_ms, loop.keep_images),
+                prediction,
+            )
             next_ask = clock.step + loop.horizon
-        if waiting is not None and clock.step >= trace.rows[waiting].ready:
-            playing, waiting = waiting, None
-        row, chunk = trace.row_at(playing, clock.step)
-        if row is None:
-            row = task.hold()
+        if arriving is not None and clock.step >= trace.rows[arriving[0]].ready:
+            index, prediction = arriving
+            assert prediction.chunk is not None
+            if player.push(prediction.chunk):
+                playable.append(index)
+            arriving = None
+        due = player.due()
+        row = task.hold() if due.action is None else due.action
         mark = time.perf_counter()
         task.step(row)
         sim_s += time.perf_counter() - mark
         clock.tick()
-        trace.did(row, chunk)
+        trace.did(row, playable[due.chunk - 1] if due.status == "playing" else -1)
         done = task.success()
     progress = [p for p in trace.progress if not np.isnan(p)]
     return Episode(
@@ -164,15 +200,7 @@ class _Trace:
         )
         return len(self.rows) - 1
 
-    def row_at(self, chunk: int | None, step: int) -> tuple[np.ndarray | None, int]:
-        """The row of that chunk due at a control step; (None, -1) once it has run out."""
-        if chunk is None or step - self.rows[chunk].step >= len(self._chunks[chunk]):
-            return None, -1
-        return self._chunks[chunk][step - self.rows[chunk].step], chunk
-
     def chunk_rows(self) -> tuple[ChunkRow, ...]:
-        from dataclasses import replace
-
         used = np.bincount([c for c in self._from if c >= 0], minlength=len(self.rows))
         return tuple(replace(row, rows_used=int(n)) for row, n in zip(self.rows, used, strict=True))
 

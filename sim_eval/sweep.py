@@ -25,8 +25,8 @@ def run_sweep(plan: Plan, run: Path | None, horizons: Sequence[int], latencies: 
     slug = plan.policy.replace("/", "-").replace(":", "-")
     run = run or Path("runs") / f"{plan.target.replace('/', '-')}-{slug}-surface"
     console.print(
-        f"wam eval: {plan.target} by {plan.policy}: horizons {list(horizons)} x latencies {list(latencies)} ms,"
-        f" {plan.episodes} episodes a cell",
+        f"wam eval: {plan.target} by {plan.policy},"
+        f" horizons {list(horizons)} x latencies {list(latencies)} ms, {plan.episodes} episodes a cell",
         soft_wrap=True,
     )
     cells: dict[tuple[int, float], Outcome] = {}
@@ -55,7 +55,10 @@ def run_sweep(plan: Plan, run: Path | None, horizons: Sequence[int], latencies: 
     for horizon in horizons:
         table.add_row(
             str(horizon),
-            *(f"{100 * cells[horizon, l].successes / cells[horizon, l].episodes:.0f} %" for l in latencies),
+            *(
+                f"{100 * cells[horizon, ms].successes / cells[horizon, ms].episodes:.0f} %"
+                for ms in latencies
+            ),
         )
     console.print(table)
     console.print(f"surface: {run / 'surface.json'}", soft_wrap=True)

@@ -109,7 +109,7 @@ def decide(s: Scene) -> Want:
 
 
 def turn_between(axis: np.ndarray, wanted: np.ndarray) -> float:
-    """Signed angle [rad] about z that brings a finger axis onto the line of `wanted`, within a quarter turn."""
+    """Signed angle [rad] about z, at most a quarter turn, from a finger axis to the line `wanted`."""
     wanted = wanted if float(axis @ wanted) > 0 else -wanted
     return float(np.arctan2(axis[0] * wanted[1] - axis[1] * wanted[0], axis @ wanted))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import asdict
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,11 +32,9 @@ class OraclePolicy:
 
     privileged = True
     sighted = False
-    batch_invariant = True
 
     def __init__(self, planner: Planner, contract: Embodiment, noise: float = 0.0) -> None:
         self.contract, self._planner, self._noise = contract, planner, noise
-        self.summary = {"name": "oracle", "privileged": True, "noise": noise}
 
     def infer(self, request: Request) -> Prediction:
         rng = np.random.default_rng(request.seed)
@@ -49,6 +48,15 @@ class OraclePolicy:
         return [self.infer(request) for request in requests]
 
     def reset(self, session: str = "") -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a server tells of it: the fields of its declaration."""
+        return {
+            "contract": asdict(self.contract),
+            "card": {"name": "oracle", "privileged": True, "noise": self._noise},
+            "sampler": "scripted",
+            "deterministic": True,
+        }
 
 
 def disturbed(rows: np.ndarray, contract: Embodiment, noise: float, rng: np.random.Generator) -> np.ndarray:

@@ -80,7 +80,7 @@ class Arm:
         mujoco.mj_camlight(model, data)
 
     def command(self, action: np.ndarray) -> np.ndarray:
-        """A reply row [A] -> the environment's action: joints clamped to their limits, gripper -1 open .. +1."""
+        """A reply row [A] -> the environment's action: joints inside their limits, gripper -1 open .. +1."""
         reply = self._wire.reply
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (reply.width,) or not np.isfinite(action).all():
