@@ -73,10 +73,11 @@ class Endpoint:
     def connect_options(self) -> dict[str, Any]:
         """Arguments of websockets' connect, sync and asyncio alike."""
         headers = {"Authorization": f"{self.token_scheme} {self.token}"} if self.token else {}
+        tls = {"ssl": self.tls} if self.tls is not None and self.uri.startswith("wss://") else {}
         return {
+            **tls,
             "subprotocols": None if self.plain else [wam_v1.SUBPROTOCOL],
             "additional_headers": headers,
-            "ssl": self.tls if self.uri.startswith("wss://") else None,
             "compression": None,
             "max_size": self.limits.message_bytes,
             "open_timeout": self.timeouts.connect,

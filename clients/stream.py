@@ -33,7 +33,12 @@ class Stream:
         self._failure: WamError | None = None  # ends the stream
         self._closed = False
         self._send_lock = threading.Lock()
-        self._link: Link | None = self._connect()
+        link = self._connect()
+        assert link.session.hello is not None  # not plain
+        if not link.session.hello.streaming:
+            link.close()
+            raise PolicyError("the server does not stream", seen=link.session.hello.server)
+        self._link: Link | None = link
         self._listener = threading.Thread(target=self._listen, name="wam-stream", daemon=True)
         self._listener.start()
 
