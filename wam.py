@@ -14,6 +14,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("wamserve.policy_server.serve:serve", "serve a policy to robots and simulators"),
     "replay": ("wamserve.policy_server.serve:replay", "send recorded requests again and compare"),
     "eval": ("wamserve.sim_eval.cli:eval_verb", "score a policy on simulator tasks by rolling it out"),
+    "score": ("wamserve.sim_eval.results_cli:score", "compute a run's scores again from its recordings"),
+    "compare": ("wamserve.sim_eval.results_cli:compare", "compare runs of one protocol, start by start"),
+    "view": ("wamserve.sim_eval.results_cli:view", "write a run's report as one self-contained page"),
 }
 
 
