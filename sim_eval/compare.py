@@ -37,7 +37,7 @@ class PairVerdict:
     counts: PairedCounts | None  # where paired
     unmatched: int  # episodes of either run that have no partner and were left out
     difference: Interval  # success of b minus success of a
-    over_tasks: Interval | None  # the same, tasks resampled; None below two tasks
+    over_tasks: Interval | None  # the same, tasks resampled; None below six tasks
     progress: Interval | None  # difference of final partial credit, paired
     p: float  # exact McNemar where paired, Fisher otherwise
     confidence: float
@@ -174,7 +174,8 @@ def _over_tasks(pairs: Sequence[tuple[EpisodeRow, EpisodeRow]], confidence: floa
     per_task: dict[str, list[float]] = {}
     for x, y in pairs:
         per_task.setdefault(x.task, []).append(float(y.success) - float(x.success))
-    return statistics.task_bootstrap(per_task, confidence) if len(per_task) > 1 else None
+    enough = len(per_task) >= statistics.FEWEST_TASKS
+    return statistics.task_bootstrap(per_task, confidence) if enough else None
 
 
 def _progress_difference(

@@ -45,6 +45,7 @@ class EpisodeView:
     steps: tuple[int, ...]  # control step of each video frame
     psnr: tuple[float | None, ...]  # imagined against executed at each video frame, dB
     psnr_svg: str
+    has_other: bool  # whether the timeline shows frames whose own rows were not executed
     progress_svg: str
     actions: tuple[tuple[str, str], ...]  # (column name, chart)
     latency_ms: float | None  # mean charged
@@ -54,19 +55,9 @@ class EpisodeView:
 def bare_view(score: EpisodeScore, instruction: str, seed: int, questions: Sequence[ChunkRow]) -> EpisodeView:
     """An episode as a line of the table only."""
     return EpisodeView(
-        score,
-        instruction,
-        seed,
-        "",
-        (),
-        1.0,
-        (),
-        (),
-        "",
-        "",
-        (),
-        _mean_latency(questions),
-        _consistency(score),
+        *(score, instruction, seed, "", (), 1.0, (), (), "", False, "", ()),
+        latency_ms=_mean_latency(questions),
+        consistency_db=_consistency(score),
     )
 
 
@@ -103,6 +94,7 @@ def episode_view(
         steps=timeline.steps if timeline is not None else (),
         psnr=_either(timeline) if timeline is not None else (),
         psnr_svg=psnr_svg,
+        has_other=timeline is not None and any(v is not None for v in timeline.psnr_other_db),
         progress_svg=_progress_chart(recording, spec.progress),
         actions=_action_charts(recording, names),
         latency_ms=_mean_latency(questions),
@@ -174,7 +166,8 @@ def _psnr_chart(timeline: Timeline, recording: Mapping[str, np.ndarray], identit
     ]
     return svg.lines(
         [s for s in series if any(y is not None for y in s.y)] or series[:1],
-        height=110,
+        width=1080,
+        height=130,
         x_label="control step",
         y_label="imagined vs executed, PSNR dB",
         x_range=(0, max(last, 1)),
@@ -193,7 +186,8 @@ def _progress_chart(recording: Mapping[str, np.ndarray], name: str | None) -> st
                 name or "partial credit", range(len(progress)), [float(p) for p in progress], "executed"
             )
         ],
-        height=90,
+        width=1080,
+        height=100,
         y_label=name or "partial credit",
         y_range=(0.0, 1.0),
         x_range=(0, max(len(progress) - 1, 1)),

@@ -7,25 +7,28 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from wamserve.action_codec.errors import RunError
-from wamserve.embodiments.canvas import canvas_fit, compose, crop_frame, fit_frame
+from wamserve.embodiments.canvas import Fit, canvas_fit, compose, crop_frame, fit_frame
 from wamserve.embodiments.contract import Canvas, Embodiment
 from wamserve.sim_eval.metrics.consistency import ImaginedChunk, executed_rows
 from wamserve.sim_eval.metrics.video import Rectangle
 from wamserve.sim_eval.task import Task
 
+LATENT = 16  # pixels per latent row and column
+
 
 def canvas_like(canvas: Canvas, images: Mapping[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """Views uint8 [T, H, W, 3] by name -> canvas frames of `size` (height, width), as the model saw them.
 
-    A predicted video comes padded to its tier, cropped to the picture in it, or at the canvas's own size;
-    each is met by the very same operation on the recording. RunError for any other size: no stretching.
+    A predicted video comes padded to its tier, cropped to the picture in it (to whole latents, or exactly),
+    or at the canvas's own size; each is met by the very same operation on the recording. RunError for any
+    other size: nothing is stretched.
     """
     whole = compose(canvas, images)
     fit = canvas_fit(canvas)
     if size == (fit.height, fit.width):
         return fit_frame(whole, canvas.tier).pixels
-    if size == (fit.content_height, fit.content_width):
-        return crop_frame(fit_frame(whole, canvas.tier).pixels, fit)
+    if size in ((fit.content_height, fit.content_width), _whole_latents(fit)):
+        return crop_frame(fit_frame(whole, canvas.tier).pixels, fit)[:, : size[0], : size[1]]
     if size == (canvas.height, canvas.width):
         return whole
     raise RunError(
@@ -36,23 +39,33 @@ def canvas_like(canvas: Canvas, images: Mapping[str, np.ndarray], size: tuple[in
     )
 
 
+def _whole_latents(fit: Fit) -> tuple[int, int]:
+    """The part of the content that decodes from latents without padding: 540 rows become 33 x 16 = 528."""
+    return fit.content_height // LATENT * LATENT, fit.content_width // LATENT * LATENT
+
+
 def view_rectangles(canvas: Canvas, size: tuple[int, int]) -> dict[str, Rectangle]:
     """Where each view lies in a predicted frame of `size` (height, width); padding lies in none of them."""
     fit = canvas_fit(canvas)
-    height, width = (fit.content_height, fit.content_width) if size == (fit.height, fit.width) else size
-    if canvas.layout == "single":
-        return {canvas.views[0]: Rectangle(0, 0, height, width)}
+    known = (fit.height, fit.width), (fit.content_height, fit.content_width), _whole_latents(fit)
+    height, width = (fit.content_height, fit.content_width) if size in known else size
     half = width // 2
-    if canvas.layout == "side_by_side":
-        left, right = canvas.views
-        return {left: Rectangle(0, 0, height, half), right: Rectangle(0, half, height, width - half)}
-    top, left, right = canvas.views
-    upper = round(height * 2 / 3)  # the lower pair has half the height of the upper view
-    return {
-        top: Rectangle(0, 0, upper, width),
-        left: Rectangle(upper, 0, height - upper, half),
-        right: Rectangle(upper, half, height - upper, width - half),
-    }
+    if canvas.layout == "single":
+        places = [Rectangle(0, 0, height, width)]
+    elif canvas.layout == "side_by_side":
+        places = [Rectangle(0, 0, height, half), Rectangle(0, half, height, width - half)]
+    else:
+        upper = round(height * 2 / 3)  # the lower pair has half the height of the upper view
+        places = [
+            Rectangle(0, 0, upper, width),
+            Rectangle(upper, 0, height - upper, half),
+            Rectangle(upper, half, height - upper, width - half),
+        ]
+    inside = [
+        Rectangle(p.top, p.left, min(p.height, size[0] - p.top), min(p.width, size[1] - p.left))
+        for p in places
+    ]
+    return dict(zip(canvas.views, inside, strict=True))
 
 
 def upright(video: np.ndarray, embodiment: Embodiment) -> np.ndarray:
@@ -96,6 +109,12 @@ def imagined_chunks(
     """
     if "video" not in recording:
         return []
+    if len(recording["video"]) != len(recording["chunk_step"]):
+        raise RunError(
+            "some chunks of an episode came with video and some without",
+            seen=f"{len(recording['video'])} videos",
+            expected=f"{len(recording['chunk_step'])} chunks",
+        )
     imagined, queries = recording["video"], [int(step) for step in recording["chunk_step"]]
     size = imagined.shape[2], imagined.shape[3]
     seen, actions = seen_views(recording), recording["actions"]

@@ -77,7 +77,7 @@ class RunScore:
     episodes: int
     successes: int
     success: Interval  # Wilson over episodes
-    suite: Interval | None  # mean of task means, tasks resampled; None below two tasks
+    suite: Interval | None  # mean of task means, tasks resampled; None below six tasks
     success_beta: Interval
     tasks: tuple[TaskScore, ...]
     coverage: CoverageScore | None  # where every episode has partial credit
@@ -258,7 +258,7 @@ def _run_score(
         suite=statistics.task_bootstrap(
             {name: [float(row.success) for row in inner] for name, inner in by_task.items()}, confidence
         )
-        if len(by_task) > 1
+        if len(by_task) >= statistics.FEWEST_TASKS
         else None,
         success_beta=statistics.beta_interval(successes, len(rows), confidence),
         tasks=tuple(_task_score(name, inner, confidence) for name, inner in by_task.items()),
@@ -309,3 +309,37 @@ def _latency(chunks: list[ChunkRow]) -> LatencyScore | None:
         forwards_mean=float(np.mean([chunk.forwards for chunk in chunks])),
         batch_mean=float(np.mean([chunk.batch for chunk in chunks])),
     )
+
+
+def summary(score: RunScore) -> list[str]:
+    """The scores in words, ready to print."""
+    partial = "" if score.episodes >= score.planned else f", unfinished: {score.planned} planned"
+    out = [f"{score.policy}: success {score.success.percent()} ({score.success.method}), "
+           f"{score.successes}/{score.episodes}{partial}"]  # fmt: skip
+    if score.suite is not None:
+        out.append(f"  mean over tasks {score.suite.percent()} ({score.suite.method})")
+    if len(score.tasks) > 1:
+        width = max(len(task.task) for task in score.tasks)
+        out += [
+            f"  {task.task:<{width}}  {task.success.percent()}  {task.successes}/{task.episodes}"
+            for task in score.tasks
+        ]
+    if score.coverage is not None:
+        out.append(
+            f"  partial credit: {100 * score.coverage.final_mean:.1f} % at the end, "
+            f"{100 * score.coverage.max_mean:.1f} % at its best, over {score.coverage.starts} starts"
+        )
+    if score.consistency is not None:
+        views = ", ".join(f"{name} {db:.2f}" for name, db in score.consistency.psnr_db_by_view.items())
+        out.append(
+            f"  imagined vs executed: PSNR {score.consistency.psnr_db:.2f} dB over "
+            f"{score.consistency.frames} frames ({views}; {score.consistency_frames})"
+        )
+    if score.latency is not None:
+        late = score.latency
+        out.append(
+            f"  latency, median / p95 ms: charged {late.charged_ms[0]:.0f} / {late.charged_ms[1]:.0f}, "
+            f"client {late.wall_ms[0]:.0f} / {late.wall_ms[1]:.0f}, "
+            f"engine {late.infer_ms[0]:.0f} / {late.infer_ms[1]:.0f}; {late.forwards_mean:.1f} forwards"
+        )
+    return out

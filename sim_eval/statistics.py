@@ -13,6 +13,7 @@ from wamserve.action_codec.errors import RunError
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 POWER = 0.8
+FEWEST_TASKS = 6  # of fewer, resampling cannot reach beyond the extremes that it drew
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ def task_bootstrap(
 
     `per_task` maps a task to its rollouts' scores (or paired differences). The percentile interval is widened
     by Hesterberg's factor (2015, section 5.3: t quantile and n / (n - 1)), without which ten tasks
-    cover about 90 % instead of 95 %. Raises RunError for fewer than two tasks.
+    cover about 90 % instead of 95 %. Raises RunError for fewer than six tasks.
     """
-    if len(per_task) < 2:
-        raise RunError("a bootstrap over tasks needs at least two tasks", seen=sorted(per_task))
+    if len(per_task) < FEWEST_TASKS:
+        raise RunError(
+            "too few tasks to resample", seen=f"{len(per_task)} tasks", expected=f"{FEWEST_TASKS} or more"
+        )
     if not all(len(scores) for scores in per_task.values()):
         raise RunError(
             "a task has no rollouts", seen=[name for name, rows in per_task.items() if not len(rows)]

@@ -72,13 +72,13 @@ def test_other_seeds_are_other_starts_and_are_never_paired(toys, tmp_path):
 
 
 def test_several_tasks_add_an_interval_over_tasks(toys, tmp_path):
-    tasks = {f"toy/{name}": [1, 0, 1] for name in "ABCD"}
+    tasks = {f"toy/{name}": [1, 0, 1] for name in "ABCDEF"}
     better = {name: [1, 1, 1] for name in tasks}
     a = toys.toy_run(tmp_path / "a", tasks, imagine=False)
     b = toys.toy_run(tmp_path / "b", better, policy="beta", imagine=False)
     pair = compare.compare([a, b]).pairs[0]
     assert pair.over_tasks.estimate == pytest.approx(1 / 3) and pair.over_tasks.method == (
-        "bootstrap over 4 tasks"
+        "bootstrap over 6 tasks"
     )
     assert pair.progress is not None and pair.progress.estimate > 0
 

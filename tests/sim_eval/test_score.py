@@ -39,14 +39,15 @@ LAG_DB = 10 * math.log10(255**2 / LAG_MSE)
 
 
 def test_headline_is_wilson_and_the_suite_is_a_mean_over_tasks(toys, tmp_path):
-    run = toys.toy_run(tmp_path / "r", {"toy/A": [1, 1, 1, 1], "toy/B": [0, 1]}, imagine=False)
+    tasks = {"toy/A": [1, 1, 1, 1], "toy/B": [0, 1], "toy/C": [1], "toy/D": [0], "toy/E": [0], "toy/F": [1]}
+    run = toys.toy_run(tmp_path / "r", tasks, imagine=False)
     result = score.score_run(run)
-    assert (result.successes, result.episodes, result.planned) == (5, 6, 6)
-    assert result.success == statistics.wilson(5, 6)
-    assert result.suite.estimate == pytest.approx((1.0 + 0.5) / 2)
-    assert [task.successes for task in result.tasks] == [4, 1]
-    assert result.coverage.starts == 6 and result.coverage.max_mean > result.coverage.final_mean - 1e-12
-    assert result.latency.queries == 18 and result.latency.charged_ms == (80.0, 80.0)
+    assert (result.successes, result.episodes, result.planned) == (7, 10, 10)
+    assert result.success == statistics.wilson(7, 10)
+    assert result.suite.estimate == pytest.approx((1.0 + 0.5 + 1.0 + 1.0) / 6)
+    assert [task.successes for task in result.tasks] == [4, 1, 1, 0, 0, 1]
+    assert result.coverage.starts == 10 and result.coverage.max_mean > result.coverage.final_mean - 1e-12
+    assert result.latency.queries == 30 and result.latency.charged_ms == (80.0, 80.0)
     assert result.latency.forwards_mean == 8 and result.consistency is None
 
 
@@ -124,10 +125,12 @@ def test_predicted_sizes_meet_the_recording_by_the_same_operation():
     padded = frames.canvas_like(canvas, images, (544, 736))
     content = frames.canvas_like(canvas, images, (540, 640))
     assert padded.shape == (2, 544, 736, 3) and np.array_equal(padded[:, :540, :640], content)
-    for size in ((544, 736), (540, 640)):
+    decoded = frames.canvas_like(canvas, images, (528, 640))  # what 33 rows of latents decode to
+    assert np.array_equal(decoded, content[:, :528])
+    for size, rows in (((544, 736), 180), ((540, 640), 180), ((528, 640), 168)):
         views = frames.view_rectangles(canvas, size)
         assert views["wrist"] == Rectangle(0, 0, 360, 640)
-        assert views["exterior_2"] == Rectangle(360, 320, 180, 320)
+        assert views["exterior_2"] == Rectangle(360, 320, rows, 320)
     assert np.array_equal(views["wrist"].crop(content), images["wrist"])
     with pytest.raises(RunError, match="size that its contract's canvas never has"):
         frames.canvas_like(canvas, images, (100, 100))

@@ -52,7 +52,7 @@ def suite(rng, tasks, rollouts, spread):
     return {str(i): (rng.random(rollouts) < rate).astype(float) for i, rate in enumerate(rates)}
 
 
-@pytest.mark.parametrize("tasks", [10, 40])
+@pytest.mark.parametrize("tasks", [6, 10, 40])
 def test_task_bootstrap_covers_at_the_stated_rate_where_wilson_does_not(tasks):
     rng = np.random.default_rng(3)
     truth = np.clip(rng.normal(0.6, 0.25, 400_000), 0.02, 0.98).mean()
@@ -70,13 +70,13 @@ def test_task_bootstrap_covers_at_the_stated_rate_where_wilson_does_not(tasks):
 
 
 def test_task_bootstrap_is_repeatable_and_centres_on_the_mean_of_task_means():
-    per_task = {"a": [1.0, 1.0, 1.0, 1.0], "b": [0.0], "c": [0.5, 0.5]}
+    per_task = {"a": [1.0, 1.0, 1.0, 1.0], "b": [0.0], "c": [0.5, 0.5], "d": [0.3], "e": [0.7], "f": [0.5]}
     first, second = statistics.task_bootstrap(per_task), statistics.task_bootstrap(per_task)
     assert first == second and first.estimate == pytest.approx(0.5)
-    with pytest.raises(RunError, match="two tasks"):
+    with pytest.raises(RunError, match="too few tasks"):
         statistics.task_bootstrap({"a": [1.0]})
     with pytest.raises(RunError, match="no rollouts"):
-        statistics.task_bootstrap({"a": [1.0], "b": []})
+        statistics.task_bootstrap({"a": [1.0], "b": [], "c": [0.0], "d": [1.0], "e": [1.0], "f": [0.0]})
 
 
 def test_mean_interval_equals_scipy():

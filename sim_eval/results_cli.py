@@ -1,0 +1,170 @@
+"""The verbs on recorded runs: `wam score`, `compare`, `view`, `export`, `import robolab`, `score episodes`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from wamserve.embodiments.contract import Embodiment
+    from wamserve.sim_eval.score import OpenTask, RunScore
+    from wamserve.sim_eval.store import RunStore
+    from wamserve.sim_eval.task import Task, TaskSpec
+
+FrameSource = Literal["rendered", "seen"]
+
+
+def score(
+    run: Annotated[Path, tyro.conf.Positional],
+    frames: FrameSource = "rendered",
+    verify: bool = False,
+) -> int:
+    """Compute every score of RUN again from its recordings, and write RUN/scores.json.
+
+    Args:
+        run: run directory.
+        frames: rendered: executed frames from the recorded simulator states, every control step.
+            seen: only what the policy saw at its queries; needs no simulator.
+        verify: also judge success again from the last recorded state of every episode.
+    """
+    from wamserve.sim_eval.score import save_scores, summary
+    from wamserve.sim_eval.store import RunStore
+
+    with RunStore.open(run) as store:
+        print(f"scoring {run}: {store.info.protocol.suite}, {store.info.status}")
+        result = score_store(store, frames, verify)
+    save_scores(run / "scores.json", result)
+    print("\n".join(summary(result)))
+    print(f"scores: {run / 'scores.json'}")
+    return 0
+
+
+def compare(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    across: tuple[str, ...] = (),
+    confidence: float = 0.95,
+    json_file: Path | None = None,
+) -> int:
+    """Compare RUN_A RUN_B ... start by start; refused when their protocols differ.
+
+    Args:
+        runs: two or more run directories.
+        across: protocol fields (or dotted prefixes) whose effect is the question, and that may differ.
+        confidence: of the intervals; 1 - confidence is the level of the tests.
+        json_file: also write the comparison there.
+    """
+    from contextlib import ExitStack
+
+    from wamserve.sim_eval import compare as compare_module
+    from wamserve.sim_eval.score import plain
+    from wamserve.sim_eval.store import RunStore
+
+    with ExitStack() as stack:
+        stores = [stack.enter_context(RunStore.open(path)) for path in runs]
+        result = compare_module.compare(stores, across, confidence)
+    print("\n".join(compare_module.lines(result)))
+    if json_file is not None:
+        json_file.write_text(json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
+        print(f"comparison: {json_file}")
+    return 0
+
+
+def view(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    frames: FrameSource = "rendered",
+    videos: int = 24,
+    out: Path | None = None,
+) -> int:
+    """Write RUN/report.html, one self-contained page; of several runs, an index page over them as well.
+
+    Args:
+        runs: run directories, or a folder of them.
+        frames: rendered: videos of every control step. seen: one frame per query; needs no simulator.
+        videos: episodes shown in full, failures first.
+        out: where the page goes; default: report.html in the run, index.html beside several runs.
+    """
+    from wamserve.action_codec.errors import RunError
+    from wamserve.sim_eval.index import index_page
+    from wamserve.sim_eval.report import run_page, write_page
+    from wamserve.sim_eval.store import RunStore
+
+    folders = [path for given in runs for path in find_runs(given)]
+    if not folders:
+        raise RunError("no run directory was given", seen=", ".join(map(str, runs)) or "nothing")
+    single = len(folders) == 1
+    scored = []
+    for folder in folders:
+        with RunStore.open(folder) as store:
+            result = score_store(store, frames)
+            page = run_page(store, result, contract_of(store), opener(store, frames), videos)
+            target = out if out is not None and single else folder / "report.html"
+            print(f"report: {write_page(target, page)}")
+            scored.append((store.info, result, target))
+    if not single:
+        index = out or folders[0].parent / "index.html"
+        print(f"index: {write_page(index, index_page(scored, index.parent))}")
+    return 0
+
+
+def find_runs(path: Path) -> list[Path]:
+    """`path` itself if it is a run, else the runs directly inside it, sorted."""
+    if (path / "run.json").is_file() or not path.is_dir():
+        return [path]
+    return sorted(inner.parent for inner in path.glob("*/run.json"))
+
+
+def contract_of(store: RunStore) -> Embodiment | None:
+    """The run's contract; None where it had none. RunError when it has changed since."""
+    from wamserve.action_codec.errors import RunError
+    from wamserve.embodiments.contract import load, names
+
+    card = store.info.protocol
+    if card.contract not in names():
+        return None
+    embodiment = load(card.contract)
+    if card.contract_wire_sha256 and embodiment.wire_hash != card.contract_wire_sha256:
+        raise RunError(
+            f"the contract {card.contract} has changed since {store.path} was recorded",
+            seen=f"wire half {embodiment.wire_hash[:12]}",
+            expected=card.contract_wire_sha256[:12],
+            fix="the version of wamserve that recorded it (see versions in run.json)",
+        )
+    return embodiment
+
+
+def opener(store: RunStore, frames: FrameSource) -> OpenTask | None:
+    """Makes the run's tasks anew, and only as they were; None where frames are not to be rendered."""
+    if frames == "seen":
+        return None
+    from wamserve.action_codec.errors import RunError
+    from wamserve.sim_eval import catalog
+
+    contract = contract_of(store)
+
+    def open_task(spec: TaskSpec) -> Task:
+        profile: Literal["full", "fast"] = "fast" if spec.render_profile == "fast" else "full"
+        task = catalog.make(spec.name, contract, profile)
+        if task.spec != spec:
+            recorded, here = ({**vars(s)} for s in (spec, task.spec))
+            fields = [
+                f"{k}: {recorded[k]!r} recorded, {here[k]!r} here" for k in here if recorded[k] != here[k]
+            ]
+            task.close()
+            raise RunError(
+                f"{spec.name} is not the task that was recorded",
+                seen="; ".join(fields),
+                fix="--frames seen, which needs no simulator",
+            )
+        return task
+
+    return open_task
+
+
+def score_store(store: RunStore, frames: FrameSource, verify: bool = False) -> RunScore:
+    """Scores of an open run; the simulator is started only where something must be rendered."""
+    from wamserve.sim_eval.score import score_run
+
+    return score_run(store, contract_of(store), opener(store, frames), verify)
