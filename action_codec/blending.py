@@ -24,7 +24,7 @@ from wamserve.action_codec.chunk import (
 )
 from wamserve.action_codec.errors import CodecError
 from wamserve.action_codec.layout import Block, Layout
-from wamserve.action_codec.rotations import mean_matrix, rotation_form
+from wamserve.action_codec.rotations import interpolate_matrix, mean_matrix, rotation_form
 
 # median: the weighted middle opinion, the newer one in a tie (of two: the heavier). newest: the last one.
 GripperRule = Literal["median", "newest"]
@@ -41,8 +41,9 @@ def reanchor(chunk: TimedChunk, layout: Layout, poses: Mapping[str, ArrayLike]) 
     anchors = dict(chunk.anchors)
     for block in relative_blocks(layout):
         pose = _pose(block, poses)
-        targets = targets_from_values(block, actions[:, block.columns], chunk.anchor(block))
-        actions[:, block.columns] = values_from_targets(block, targets, pose)
+        told = _rows_told_anew(block, 0, len(actions))
+        targets = targets_from_values(block, actions[:told, block.columns], chunk.anchor(block))
+        actions[:told, block.columns] = values_from_targets(block, targets, pose)
         anchors[block.name] = pose
     return TimedChunk(actions, chunk.start, chunk.period, anchors)
 
@@ -93,19 +94,17 @@ def blend_chunks(
     anchors = dict(new.anchors)
     if relative_blocks(layout):
         poses = _where(old, layout, new.start, poses)
+    weights = np.stack([1.0 - share[:count], share[:count]])
     for block in layout.blocks:
-        before = _opinion(block, old)
-        after = _opinion(block, new)
-        mixed = after.copy()
+        mixed = _opinion(block, new).copy()
         if count:
-            pairs = np.stack([before[shift : shift + count], after[:count]])
-            weights = np.stack([1.0 - share[:count], share[:count]])
+            pairs = np.stack([_opinion(block, old)[shift : shift + count], mixed[:count]])
             mixed[:count] = _mean(block, pairs, weights, gripper)
         pose = None
         if block in relative_blocks(layout):
-            assert poses is not None
-            pose = anchors[block.name] = _pose(block, poses)
-        actions[:, block.columns] = _values(block, mixed, pose)
+            pose = anchors[block.name] = _pose(block, poses or {})
+        told = _rows_told_anew(block, count, len(new))
+        actions[:told, block.columns] = _values(block, mixed[:told], pose)
     return TimedChunk(actions, new.start, new.period, anchors)
 
 
@@ -138,6 +137,15 @@ def temporal_ensemble(
     return out
 
 
+def _rows_told_anew(block: Block, mixed: int, rows: int) -> int:
+    """Leading rows to rewrite when the first `mixed` targets and the starting pose have changed.
+
+    An anchored row is told from the start; a framewise one from the row before, so one more than was mixed.
+    """
+    reference = block.of_kind.reference
+    return rows if reference == "anchored" else min(mixed + 1, rows) if reference == "framewise" else mixed
+
+
 def _opinion(block: Block, chunk: TimedChunk, layout: Layout | None = None) -> Array:
     """What a chunk wants of a block, row by row, where it may be mixed: numbers, matrices or poses."""
     actions = layout.check(chunk.actions, "chunk") if layout is not None else chunk.actions
@@ -157,12 +165,18 @@ def _mean(block: Block, opinions: Array, weights: Array, gripper: GripperRule) -
     if blend == "gripper":
         return opinions[-1] if gripper == "newest" else _weighted_median(opinions, weights)
     if blend == "rotation":
-        return mean_matrix(opinions, weights)
+        return _mean_rotation(opinions, weights)
     mean: Array = np.einsum("kn,kn...->n...", weights, opinions)
     if blend == "pose":
-        mean[:, :3, :3] = mean_matrix(opinions[:, :, :3, :3], weights)
+        mean[:, :3, :3] = _mean_rotation(opinions[:, :, :3, :3], weights)
         mean[:, 3] = (0.0, 0.0, 0.0, 1.0)
     return mean
+
+
+def _mean_rotation(matrices: Array, weights: Array) -> Array:
+    if len(matrices) == 2:
+        return interpolate_matrix(matrices[0], matrices[1], weights[1])
+    return mean_matrix(matrices, weights)
 
 
 def _weighted_median(opinions: Array, weights: Array) -> Array:

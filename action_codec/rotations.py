@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from wamserve.action_codec.arrays import Array, Mask, checked, first_row
+from wamserve.action_codec.arrays import Array, checked, first_row
 from wamserve.action_codec.errors import CodecError
 
 # rot6d columns whose cross product is below this share of their mean square length span no plane.
@@ -198,13 +198,6 @@ def snap_tiny_axis_angle(axis_angle: ArrayLike, below: float = 1e-6) -> Array:
     """
     v = checked("axis_angle", axis_angle, 3)
     return np.where(np.linalg.norm(v, axis=-1, keepdims=True) < below, 0.0, v)
-
-
-def is_rotation(matrix: ArrayLike, tolerance: float = ROTATION_TOLERANCE) -> Mask:
-    """Per row, whether max |R^T R - I| <= tolerance and det R > 0: [..., 3, 3] -> bool [...]."""
-    m = checked("matrix", matrix, 3, 3)
-    error, determinant = _orthogonality(m)
-    return (error <= tolerance) & (determinant > 0.0)
 
 
 def require_rotation(matrix: ArrayLike, what: str = "matrix", tolerance: float = ROTATION_TOLERANCE) -> Array:

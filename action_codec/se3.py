@@ -27,11 +27,6 @@ def pose_from_matrix(matrix: ArrayLike, position: ArrayLike | None = None) -> Ar
     return _assemble(m, checked("position", position, 3))
 
 
-def pose_from_position(position: ArrayLike) -> Array:
-    """A pure translation [..., 3] m -> [..., 4, 4]."""
-    return _assemble(np.eye(3), checked("position", position, 3))
-
-
 def require_pose(poses: ArrayLike, what: str = "pose") -> Array:
     """The poses as float64 [..., 4, 4]; CodecError naming the first row that is not rigid."""
     p = checked(what, poses, 4, 4)
