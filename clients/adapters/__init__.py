@@ -1,0 +1,1 @@
+"""Policies inside other people's loops: openpi brokers, gymnasium environments, RoboLab."""
