@@ -10,7 +10,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "ls embodiments": ("wamserve.embodiments.cli:ls_embodiments", "the robots that have a contract"),
     "ls embodiment": ("wamserve.embodiments.cli:ls_embodiment", "one contract, as a person reads it"),
     "check contract": ("wamserve.embodiments.cli:check_contract", "the fields in which two contracts differ"),
+    "check parity": (
+        "wamserve.policy_server.cli:parity",
+        "a checkpoint's numbers against the reference implementation's",
+    ),
     "check episode": ("wamserve.embodiments.cli:check_episode", "what is suspicious in a recorded episode"),
+    "infer": ("wamserve.policy_server.cli:infer", "answer one request from files on disk"),
     "serve": ("wamserve.policy_server.serve:serve", "serve a policy to robots and simulators"),
     "replay": ("wamserve.policy_server.serve:replay", "send recorded requests again and compare"),
     "eval": ("wamserve.sim_eval.cli:eval_verb", "score a policy on simulator tasks by rolling it out"),

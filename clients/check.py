@@ -37,8 +37,9 @@ def check_request(contract: Embodiment, request: Request) -> None:
         check_video(contract, request.video)
     else:
         check_images(contract, request.observation)
-    if mode == "policy":
+    if mode == "policy" or model.state_row or model.history:
         check_state(contract, request.observation)
+    if mode == "policy":
         check_prefix(contract, request)
     if mode == "fd":
         _check_rows(
@@ -94,7 +95,7 @@ def check_video(contract: Embodiment, video: np.ndarray | None) -> None:
     if video is None:
         raise RequestError("an id request needs its video", expected=f"uint8 [{frames}, H, W, 3] RGB frames")
     fit = canvas_fit(canvas)
-    shape = getattr(video, "shape", ())
+    shape: tuple[int, ...] = getattr(video, "shape", ())
     if len(shape) != 4 or shape[0] != frames:
         raise RequestError("the video does not fit", seen=list(shape), expected=f"[{frames}, H, W, 3]")
     _check_pixels("video", video[0], canvas.height, canvas.width, (fit.content_height, fit.content_width))

@@ -66,12 +66,12 @@ def write_video(path: Path, frames: np.ndarray, rate_hz: float) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), mode="w") as container:
         stream = container.add_stream("libx264", rate=Fraction(rate_hz).limit_denominator(1000))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"  # type: ignore[attr-defined]
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "16"}
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
-            container.mux(stream.encode(picture))  # type: ignore[attr-defined]
-        container.mux(stream.encode())  # type: ignore[attr-defined]
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
     return path
 
 
@@ -83,7 +83,8 @@ def write_actions(
     meta = {"columns": list(names), "rate_hz": rate_hz, **about}
     files = [folder / "actions.json", folder / "actions.npz"]
     files[0].write_text(json.dumps({**meta, "actions": np.asarray(actions).tolist()}, indent=1))
-    np.savez(files[1], actions=actions, **{key: np.asarray(value) for key, value in meta.items()})
+    arrays: dict[str, Any] = {key: np.asarray(value) for key, value in meta.items()}
+    np.savez(files[1], actions=actions, **arrays)
     return files
 
 

@@ -114,7 +114,7 @@ class WorldActionPolicy:
         model = self.contract.model
         self.card.check_use(self.contract, request.mode)
         check_request(self.contract, request)
-        committed = 0 if request.prefix is None else len(request.prefix)
+        prefix = np.empty((0, 0)) if request.prefix is None else request.prefix
         plan = plan_request(
             request.mode,
             chunk=model.chunk,
@@ -123,15 +123,15 @@ class WorldActionPolicy:
             rate_hz=model.rate_hz,
             state_row=model.state_row,
             history=model.history,
-            frozen=committed,
+            frozen=len(prefix),
         )
         rows = np.zeros((len(plan.action_clean), model.width))
         rows[: self.codec.lead] = self.codec.lead_rows(request.observation)
-        if request.mode == "fd":
+        if request.mode == "fd" and request.actions is not None:
             rows[self.codec.lead :] = self.codec.model_from_raw(request.actions)
-        elif committed:
-            given = self.codec.model_from_commands(request.prefix, request.observation)
-            rows[self.codec.lead : self.codec.lead + committed] = given
+        elif len(prefix):
+            given = self.codec.model_from_commands(prefix, request.observation)
+            rows[self.codec.lead : self.codec.lead + len(prefix)] = given
         seen = self._frame(request)
         return Job(
             request=request,

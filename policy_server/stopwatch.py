@@ -17,6 +17,7 @@ class Stopwatch:
         self.lap("")
 
     def lap(self, name: str) -> None:
+        mark: Any
         if self.cuda:
             mark = torch.cuda.Event(enable_timing=True)
             mark.record()

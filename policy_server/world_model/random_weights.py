@@ -149,7 +149,7 @@ def _write_transformer(folder: Path, config: WorldModelConfig, seed: int, shards
     if shards == 1:
         save_file(values, folder / f"{stem}.safetensors", metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(shards):
         part = f"{stem}-{number + 1:05d}-of-{shards:05d}.safetensors"
         held = names[number::shards]
@@ -172,7 +172,7 @@ def _write_vae(folder: Path, seed: int) -> None:
             is_residual=True, in_channels=12, out_channels=12, patch_size=2,
             scale_factor_temporal=4, scale_factor_spatial=16,
         )  # fmt: skip
-    vae.save_pretrained(folder)
+    vae.save_pretrained(folder)  # type: ignore[attr-defined]
 
 
 def _write_tokenizer(folder: Path, vocab_size: int) -> None:
