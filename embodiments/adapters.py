@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from wamserve.action_codec import rotations, se3
+from wamserve.action_codec.actions import ModelActions, RawActions
 from wamserve.action_codec.arrays import Array, checked
 from wamserve.action_codec.errors import CodecError, ContractError
 from wamserve.action_codec.gripper import gripper_from_gripper
-from wamserve.action_codec.actions import ModelActions, RawActions
 from wamserve.embodiments.contract import Block, Embodiment, GripperValue, PoseTrack
 from wamserve.embodiments.units import chunk_normalizer
 
@@ -193,7 +193,7 @@ def column_of(columns: Columns, spec: str) -> Array:
     name, first, last = match.groups()
     if name not in columns:
         raise CodecError(f"column {name!r} is missing", seen=", ".join(columns) or "nothing", expected=spec)
-    values = checked(f"column {name!r}", columns[name])
+    values = checked(f"column {name!r}", columns[name], *np.shape(columns[name])[1:])
     if values.ndim == 1:
         values = values[:, None]
     if first is None:

@@ -243,17 +243,19 @@ def _bilinear_taps(size: int, out: int) -> tuple[NDArray[np.intp], NDArray[np.fl
 
 @cache
 def _bicubic_taps(size: int, out: int) -> tuple[NDArray[np.intp], Float]:
-    """Keys' cubic (a = -1/2), widened by the scale when shrinking."""
-    scale = size / out
-    stretch = max(scale, 1.0)
-    support = 2.0 * stretch
-    center = scale * (np.arange(out) + 0.5)
+    """Keys' cubic (a = -1/2), widened by the scale when shrinking; rounded to float32 where torch does."""
+    scale = np.float32(size / out)
+    stretch = max(scale, np.float32(1.0))
+    support = np.float32(2.0) * stretch
+    center = (float(scale) * (np.arange(out) + 0.5)).astype(np.float32)
     first = np.maximum((center - support + 0.5).astype(np.intp), 0)
     last = np.minimum((center + support + 0.5).astype(np.intp), size)
     index = first[:, None] + np.arange(int((last - first).max()))[None]
-    x = np.abs((index - center[:, None] + 0.5) / stretch)
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    weight = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0)) * (index < last[:, None])
-    weight /= weight.sum(axis=1, keepdims=True)
-    return np.minimum(index, size - 1), weight.astype(np.float32)
+    offset = (index.astype(np.float32) - center[:, None]).astype(np.float64) + 0.5
+    x = np.abs((offset * float(np.float32(1.0) / stretch)).astype(np.float32))
+    near = (np.float32(1.5) * x - np.float32(2.5)) * x * x + np.float32(1.0)
+    far = np.float32(-0.5) * (((x - np.float32(5.0)) * x + np.float32(8.0)) * x - np.float32(4.0))
+    weight = np.where(x < 1.0, near, np.where(x < 2.0, far, np.float32(0.0))) * (index < last[:, None])
+    weight = weight.astype(np.float32)
+    weight /= weight.sum(axis=1, keepdims=True, dtype=np.float32)
+    return np.minimum(index, size - 1), weight

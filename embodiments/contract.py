@@ -16,7 +16,7 @@ from hashlib import sha256 as digest
 from pathlib import Path
 from typing import Any, Literal
 
-from wamserve.action_codec.errors import ContractError
+from wamserve.action_codec.errors import CodecError, ContractError
 from wamserve.action_codec.gripper import Gripper
 from wamserve.action_codec.gripper import Polarity as Polarities
 from wamserve.action_codec.layout import Block as LayoutBlock
@@ -332,7 +332,10 @@ def check(embodiment: Embodiment, file_name: str) -> Embodiment:
 
     refuse_unless(name == file_name, "the name is not the file's", name, file_name)
     check_domain(model.registry, model.domain, model.domain_id, name)
-    layout = model.layout  # CodecError on gaps, overlaps, unknown kinds and wrong widths
+    try:
+        layout = model.layout
+    except CodecError as error:  # gaps, overlaps, unknown kinds, wrong widths
+        raise ContractError(f"{name}: {error}") from None
     known = [track.name for track in model.tracks]
     for i, track in enumerate(model.tracks):
         refuse_unless(

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from wamserve.action_codec.actions import RawActions
 from wamserve.action_codec.arrays import Array
 from wamserve.action_codec.errors import ContractError
-from wamserve.action_codec.actions import RawActions
 from wamserve.embodiments.adapters import chunk_starts, encode_chunk
 from wamserve.embodiments.contract import Embodiment
 
