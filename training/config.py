@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tomllib
 
 from wamserve.action_codec.errors import WamError
 from wamserve.training.objective import Objective

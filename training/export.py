@@ -54,10 +54,8 @@ def export_checkpoint(
             for key in shard_file.keys():  # noqa: SIM118 - safe_open is no mapping
                 name = diffusers_name_from_framework(key) if source.layout == "framework" else key
                 value = whole(weights[name]) if name in weights else shard_file.get_tensor(key)
-                target = dtype or source.tensors[name].torch_dtype if name in source.tensors else dtype
-                if name.startswith(KEEP_FP32) and dtype is not None:
-                    target = torch.float32
-                value = value.to(target or value.dtype).contiguous()
+                target = dtype or shard_file.get_tensor(key).dtype
+                value = value.to(torch.float32 if name.startswith(KEEP_FP32) else target).contiguous()
                 held[name] = value
                 size += value.nbytes
                 total += value.nbytes
@@ -76,9 +74,7 @@ def _name_shards(folder: Path, files: list[Path], names: dict[str, str], total: 
     if len(files) == 1:
         files[0].rename(folder / f"{STEM}.safetensors")
         return
-    final = {
-        file.name: f"{STEM}-{i + 1:05d}-of-{len(files):05d}.safetensors" for i, file in enumerate(files)
-    }
+    final = {file.name: f"{STEM}-{i + 1:05d}-of-{len(files):05d}.safetensors" for i, file in enumerate(files)}
     for file in files:
         file.rename(folder / final[file.name])
     index = {"metadata": {"total_size": total}, "weight_map": {k: final[v] for k, v in names.items()}}

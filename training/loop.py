@@ -1,4 +1,4 @@
-"""The training loop: draw, noise, predict the velocity, step; resumable to the step, equal for equal seeds."""
+"""The training loop: draw, noise, predict the velocity, step. Resumable; equal seeds give equal weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from wamserve.action_codec.errors import WamError
+from wamserve.clients.policy import Mode
+from wamserve.embodiments.contract import load
 from wamserve.policy_server.world_model.checkpoint import Checkpoint, load_weights, open_checkpoint
 from wamserve.policy_server.world_model.network import WorldModel
 from wamserve.policy_server.world_model.prompt_kv import PromptKV
@@ -28,7 +30,7 @@ from wamserve.training.parameters import (
     prepare_parameters,
     set_learning_rate,
 )
-from wamserve.training.prepare import Prepared, Samples, open_prepared
+from wamserve.training.prepare import Prepared, Samples, contract_name, open_prepared
 from wamserve.training.ranks import Ranks, average_gradients, join_ranks, local, shard
 
 TRAIN_STREAM, VALIDATION_STREAM = 0, 1  # first number of every random seed
@@ -70,14 +72,19 @@ class Trainer:
         self.tokenizer: PromptTokenizer = load_tokenizer(
             self.checkpoint.tokenizer_folder, self.checkpoint.config.vocab_size
         )
-        self.data = [open_prepared(Path(d.prepared), self.checkpoint) for d in config.data]
+        self.data = [
+            open_prepared(Path(d.prepared), load(contract_name(Path(d.prepared))), self.checkpoint)
+            for d in config.data
+        ]
         weights = np.array([d.weight for d in config.data])
         self.share = weights / weights.sum()
         self.adam = make_optimizer(network, config.optimizer)
         self.average = Average(network.named_parameters(), config.optimizer.ema_decay)
         self.step = 0
         total = sum(p.numel() for n, p in network.named_parameters() if n in names)
-        self._say(f"train {config.start} -> {config.out}: {total / 1e6:.2f} M weights move, {ranks.size} ranks")
+        self._say(
+            f"train {config.start} -> {config.out}: {total / 1e6:.2f} M weights move, {ranks.size} ranks"
+        )
 
     def run(self) -> Path:
         self._resume()
@@ -133,18 +140,17 @@ class Trainer:
         common = np.random.default_rng((config.seed, stream, index))
         which = int(common.choice(len(self.data), p=self.share))
         rng = np.random.default_rng((config.seed, stream, index, self.ranks.rank))
-        batch = self._draw(self.data[which], rng, config.batch // self.ranks.size, held_out)
-        count = len(batch.prompts)
-        plans = config.objective.draw_plans(rng, count, **batch.data.plan_arguments)
+        count = config.batch // self.ranks.size
+        modes = config.objective.draw_modes(rng, count)
+        batch = self._draw(self.data[which], rng, modes, held_out)
+        plans = [config.objective.draw_plan(rng, mode, **batch.data.plan_arguments) for mode in modes]
         sigma = torch.from_numpy(config.objective.draw_sigma(rng, count)).float().to(self.ranks.device)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         noise = tuple(
             torch.randn(x.shape, generator=generator).to(self.ranks.device)
             for x in (batch.latents, batch.actions)
         )
-        prompts = [
-            "" if rng.random() < config.objective.text_dropout else prompt for prompt in batch.prompts
-        ]
+        prompts = ["" if rng.random() < config.objective.text_dropout else prompt for prompt in batch.prompts]
         bf16 = config.precision == "bf16"
         with torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=bf16):
             prompt = self._prefill(prompts)
@@ -153,10 +159,10 @@ class Trainer:
                 (noise[0], noise[1]),
             )  # fmt: skip
 
-    def _draw(self, data: Prepared, rng: np.random.Generator, count: int, held_out: bool) -> Batch:
-        samples: Samples = data.draw(rng, count, held_out)
+    def _draw(self, data: Prepared, rng: np.random.Generator, modes: list[Mode], held_out: bool) -> Batch:
+        samples: Samples = data.draw(rng, [mode == "policy" for mode in modes], held_out)
         width = self.checkpoint.config.action_dim
-        actions = torch.zeros(count, samples.actions.shape[1], width)
+        actions = torch.zeros(len(modes), samples.actions.shape[1], width)
         actions[..., : samples.actions.shape[2]] = torch.from_numpy(samples.actions)
         latents = torch.from_numpy(samples.latents.astype(np.float32))
         device = self.ranks.device
@@ -178,7 +184,7 @@ class Trainer:
         return self.out / f"state-{self.ranks.rank}-of-{self.ranks.size}.pt"
 
     def _save(self) -> None:
-        """Everything a resumed run needs, this rank's part; the old state stays until the new one is whole."""
+        """This rank's part of what a resumed run needs; the old state stays until the new one is whole."""
         state = {
             "step": self.step,
             "fingerprint": self.config.fingerprint(),
@@ -196,7 +202,9 @@ class Trainer:
         if not file.exists():
             others = sorted(path.name for path in self.out.glob("state-*.pt"))
             if others:
-                raise WamError("this run was made by another number of ranks", seen=others, expected=file.name)
+                raise WamError(
+                    "this run was made by another number of ranks", seen=others, expected=file.name
+                )
             return
         state = torch.load(file, weights_only=True, map_location=self.ranks.device)
         if state["fingerprint"] != self.config.fingerprint():
@@ -218,7 +226,7 @@ class Trainer:
 
     def _curve(self, stream: str, losses: Losses, **more: float) -> None:
         row: dict[str, Any] = {"step": self.step, "stream": stream}
-        row |= {name: float(self.ranks.mean(value)) for name, value in losses._asdict().items()}
+        row |= {name: float(self.ranks.mean(value.detach())) for name, value in losses._asdict().items()}
         row |= more
         if self.ranks.first:
             with (self.out / "curve.jsonl").open("a") as file:

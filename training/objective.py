@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from wamserve.clients.policy import Mode
@@ -39,45 +38,31 @@ class Objective:
     logit_std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.modes or any(weight < 0 for weight in self.modes.values()) or not sum(self.modes.values()):
+        if (
+            not self.modes
+            or any(weight < 0 for weight in self.modes.values())
+            or not sum(self.modes.values())
+        ):
             raise ValueError(f"modes need weights >= 0 with a positive sum, got {dict(self.modes)}")
 
-    def draw_plans(
-        self,
-        rng: np.random.Generator,
-        batch: int,
-        *,
-        chunk: int,
-        domain: int,
-        raw_action_dim: int,
-        rate_hz: float,
-        state_row: bool,
-    ) -> list[RequestPlan]:
-        """One plan per sample, modes by their weights, prefixes of 1..max_prefix rows."""
+    def draw_modes(self, rng: np.random.Generator, batch: int) -> list[Mode]:
+        """One mode per sample, by the weights."""
         names = list(self.modes)
         weights = np.array([self.modes[name] for name in names], dtype=float)
-        plans = []
-        for index in rng.choice(len(names), size=batch, p=weights / weights.sum()):
-            mode = names[index]
-            frozen = 0
-            if mode == "policy" and rng.random() < self.prefix:
-                frozen = int(rng.integers(1, min(self.max_prefix, chunk - 1) + 1))
-            plans.append(
-                plan_request(
-                    mode,
-                    chunk=chunk,
-                    domain=domain,
-                    raw_action_dim=raw_action_dim,
-                    rate_hz=rate_hz,
-                    state_row=state_row,
-                    frozen=frozen,
-                )
-            )
-        return plans
+        return [names[i] for i in rng.choice(len(names), size=batch, p=weights / weights.sum())]
+
+    def draw_plan(self, rng: np.random.Generator, mode: Mode, **embodiment: Any) -> RequestPlan:
+        """The plan of one sample; `embodiment` is its contract's part of `plan_request`."""
+        frozen = 0
+        if mode == "policy" and rng.random() < self.prefix:
+            frozen = int(rng.integers(1, min(self.max_prefix, embodiment["chunk"] - 1) + 1))
+        return plan_request(mode, frozen=frozen, **embodiment)
 
     def draw_sigma(self, rng: np.random.Generator, batch: int) -> np.ndarray:
         """[B] in (0, 1): logit-normal, then shifted towards noise."""
-        return shifted(1 / (1 + np.exp(-rng.normal(self.logit_mean, self.logit_std, batch))), self.sigma_shift)
+        return shifted(
+            1 / (1 + np.exp(-rng.normal(self.logit_mean, self.logit_std, batch))), self.sigma_shift
+        )
 
 
 def shifted(sigma: np.ndarray, shift: float) -> np.ndarray:

@@ -31,9 +31,9 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base = base
         self.scale = alpha / rank
-        options = {"device": base.weight.device, "dtype": torch.float32}
-        self.down = nn.Parameter(torch.empty(rank, base.in_features, **options))
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank, **options))
+        device = base.weight.device
+        self.down = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,20 +87,22 @@ def merge_lora(network: WorldModel) -> None:
 
 
 def make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
-    """Action heads in a group of their own; no weight decay on vectors (norms, biases, embeddings)."""
+    """Action heads in a group of their own. No weight decay on norms, biases, embeddings and action heads:
+    decay would wear out the rows of every embodiment that this run does not train."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            head, matrix = name.startswith(ACTION_HEADS), parameter.ndim > 1 and "embed" not in name
-            groups.setdefault((head, matrix), []).append(parameter)
+            head = name.startswith(ACTION_HEADS)
+            decays = parameter.ndim > 1 and not head and not name.startswith("embed_tokens.")
+            groups.setdefault((head, decays), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "weight_decay": optimizer.weight_decay if matrix else 0.0,
+                "weight_decay": optimizer.weight_decay if decays else 0.0,
                 "factor": optimizer.action_head_factor if head else 1.0,
             }
-            for (head, matrix), parameters in groups.items()
+            for (head, decays), parameters in groups.items()
         ],
         lr=optimizer.learning_rate,
         betas=optimizer.betas,

@@ -61,9 +61,7 @@ def start_small(
     train_tokenizer(prompts, folder / "text_tokenizer", config.vocab_size)
     file = folder / "transformer" / WEIGHTS
     generator = torch.Generator().manual_seed(seed)
-    weights = {
-        name: _initial(name, value, config, generator) for name, value in load_file(file).items()
-    }
+    weights = {name: _initial(name, value, config, generator) for name, value in load_file(file).items()}
     save_file(weights, file, metadata={"format": "pt"})
     index = folder / "model_index.json"
     table = json.loads(index.read_text())

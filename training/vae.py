@@ -1,4 +1,4 @@
-"""Trains a small video VAE of the Wan layout on prepared clips, so that a shipped folder is a normal pipeline."""
+"""Trains a small video VAE of the Wan layout, so that a shipped folder is a normal pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
+
+from wamserve.policy_server.world_model.first_frame import WanVAE
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class VaeRecipe:
     save_every: int = 250
 
 
-def new_vae(recipe: VaeRecipe) -> AutoencoderKLWan:
+def new_vae(recipe: VaeRecipe) -> WanVAE:
+    from diffusers import AutoencoderKLWan
+
     return AutoencoderKLWan(
         base_dim=recipe.base_dim,
         decoder_base_dim=recipe.base_dim,
@@ -83,7 +86,7 @@ def reconstruction_loss(pixels: torch.Tensor, out: torch.Tensor, weight: torch.T
 
 def train_vae(
     recipe: VaeRecipe, datasets: list[Clips], folder: Path, log: Callable[[str], None] = print
-) -> AutoencoderKLWan:
+) -> WanVAE:
     """Trains or resumes in `folder`; writes config, weights and `training.jsonl`; returns the model."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
@@ -124,11 +127,11 @@ def train_vae(
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 50 == 0 or step + 1 == recipe.steps:
-            psnr = 10 * np.log10(4.0 / float((out.clamp(-1, 1) - pixels).square().mean()))
-            row = {"step": step + 1, "loss": float(loss), "psnr_db": psnr, "s": time.monotonic() - began}
+            psnr = 10 * np.log10(4.0 / float((out.detach().clamp(-1, 1) - pixels).square().mean()))
+            row = {"step": step + 1, "loss": float(loss.detach()), "psnr_db": psnr, "s": time.monotonic() - began}
             with (folder / "training.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            log(f"vae step {step + 1}/{recipe.steps} loss {float(loss):.4f} psnr {psnr:.2f} dB")
+            log(f"vae step {step + 1}/{recipe.steps} loss {row['loss']:.4f} psnr {psnr:.2f} dB")
         if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
             state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save({**state, "recipe": json.dumps(asdict(recipe))}, state_path.with_suffix(".tmp"))
@@ -150,7 +153,7 @@ def warmup_cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.02)
 
 @torch.no_grad()
 def latent_statistics(
-    vae: AutoencoderKLWan, datasets: list[Clips], seed: int, clips: int = 64
+    vae: WanVAE, datasets: list[Clips], seed: int, clips: int = 64
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each latent channel over 9-frame clips of every dataset."""
     rng = np.random.default_rng(seed)

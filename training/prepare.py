@@ -1,0 +1,239 @@
+"""Episodes to training samples: action rows by contract, video latents computed once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wamserve.action_codec.errors import ContractError, WamError
+from wamserve.embodiments.adapters import encode_chunk
+from wamserve.embodiments.canvas import Fit, fit_frame
+from wamserve.embodiments.contract import Embodiment
+from wamserve.embodiments.prompt import render
+from wamserve.embodiments.units import chunk_normalizer
+from wamserve.policy_server.world_model.checkpoint import Checkpoint
+from wamserve.policy_server.world_model.vae import VideoVAE, crop_content
+
+HOLD_OUT = 20  # every HOLD_OUT-th episode is for validation
+
+
+@dataclass(frozen=True, eq=False)
+class SourceEpisode:
+    """One episode at the contract's rate."""
+
+    columns: Mapping[str, np.ndarray]  # the contract's dataset columns, [T, ...]
+    canvas: np.ndarray  # uint8 [T, H, W, 3], composed but not yet fitted to the tier
+    instruction: str
+    disturbed: np.ndarray  # bool [T]: rows that no policy should imitate
+
+
+@dataclass(frozen=True)
+class Samples:
+    latents: np.ndarray  # float16 [B, C, T, h, w] normalised
+    actions: np.ndarray  # float32 [B, rows, D] model space
+    prompts: list[str]
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a prepared folder was made with."""
+
+    contract: str
+    model_hash: str
+    vae_hash: str
+    windows: int
+    latent_shape: tuple[int, ...]  # C, T, h, w
+    action_shape: tuple[int, ...]  # rows (state row included), D
+    fit: Fit
+    instructions: tuple[str, ...]
+
+
+class Prepared:
+    """A prepared folder, opened for drawing."""
+
+    def __init__(self, folder: Path, meta: Meta, embodiment: Embodiment) -> None:
+        self.folder, self.meta, self.embodiment = folder, meta, embodiment
+        shape = (meta.windows, *meta.latent_shape)
+        self._latents = np.memmap(folder / "latents.f16", np.float16, "r", shape=shape)
+        rows = np.load(folder / "windows.npz")
+        self._actions, self._instruction = rows["actions"], rows["instruction"]
+        held_out = rows["episode"] % HOLD_OUT == HOLD_OUT - 1
+        clean = rows["clean"]
+        # (held out?, for a policy?) -> windows that may be drawn
+        self._pool = {
+            (held, policy): np.flatnonzero((held_out == held) & (clean | (not policy)))
+            for held in (False, True)
+            for policy in (False, True)
+        }
+
+    def draw(self, rng: np.random.Generator, for_policy: Sequence[bool], held_out: bool) -> Samples:
+        """One window per entry; an entry that is True gets a window whose actions are worth imitating."""
+        chosen = np.array([rng.choice(self._windows(held_out, policy)) for policy in for_policy])
+        return Samples(
+            latents=np.asarray(self._latents[chosen]),
+            actions=self._actions[chosen],
+            prompts=[self._prompts[i] for i in self._instruction[chosen]],
+        )
+
+    def _windows(self, held_out: bool, policy: bool) -> np.ndarray:
+        pool = self._pool[held_out, policy]
+        if not len(pool):
+            raise WamError(
+                f"{self.folder} has no such windows",
+                seen=f"held out: {held_out}, undisturbed: {policy}",
+                fix=f"prepare at least {HOLD_OUT} episodes",
+            )
+        return pool
+
+    @cached_property
+    def _prompts(self) -> list[str]:
+        return [render(self.embodiment.model, text, fit=self.meta.fit) for text in self.meta.instructions]
+
+    @property
+    def plan_arguments(self) -> dict[str, Any]:
+        """The embodiment's part of `tokens.plan_request`."""
+        model = self.embodiment.model
+        return {
+            "chunk": model.chunk,
+            "domain": model.domain_id,
+            "raw_action_dim": model.width,
+            "rate_hz": float(model.rate_hz),
+            "state_row": model.state_row,
+        }
+
+
+def prepare(
+    episodes: Iterable[SourceEpisode],
+    embodiment: Embodiment,
+    vae_folder: Path,
+    folder: Path,
+    *,
+    hop: int = 1,
+    batch: int = 4,
+    log: Callable[[str], None] = print,
+) -> Meta:
+    """Writes `latents.f16`, `windows.npz` and `meta.json` to `folder`.
+
+    A window begins every `hop` rows. Where every block is absolute, windows run past the episode's end and
+    hold its last row and frame; a delta may not be repeated, so other contracts get whole windows only.
+    """
+    model = embodiment.model
+    if model.history:
+        raise ContractError("contracts with history rows are not prepared yet", seen=embodiment.name)
+    vae = load_vae(vae_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    holds = all(block.of_kind.reference == "absolute" for block in model.layout.blocks)
+    normalizer = chunk_normalizer(model)
+    actions, clean, episode_of, instruction_of = [], [], [], []
+    instructions: dict[str, int] = {}
+    fit: Fit | None = None
+    shape: tuple[int, ...] = ()
+    with (folder / "latents.f16").open("wb") as out:
+        for number, episode in enumerate(episodes):
+            columns, canvas, disturbed = _extended(episode, embodiment, holds)
+            frame = fit_frame(canvas, model.canvas.tier)
+            fit = frame.fit
+            starts = list(range(0, len(canvas) - model.chunk, hop))  # a window has chunk + 1 frames
+            for first in range(0, len(starts), batch):
+                group = starts[first : first + batch]
+                clips = np.stack([frame.pixels[s : s + model.chunk + 1] for s in group])
+                latents = _encode(vae, clips, fit)
+                shape = latents.shape[1:]
+                out.write(latents.astype(np.float16).tobytes())
+            for start in starts:
+                raw = encode_chunk(embodiment, columns, start)
+                actions.append(normalizer.to_model(raw).values.astype(np.float32))
+                clean.append(not disturbed[start : start + model.chunk].any())
+                episode_of.append(number)
+                instruction_of.append(instructions.setdefault(episode.instruction, len(instructions)))
+            log(f"prepared episode {number}: {len(actions)} windows so far")
+    if fit is None or not actions:
+        raise WamError("no episode gave a window", expected=f"more than {model.chunk} rows")
+    np.savez(
+        folder / "windows.npz",
+        actions=np.stack(actions),
+        clean=np.array(clean),
+        episode=np.array(episode_of),
+        instruction=np.array(instruction_of),
+    )
+    meta = Meta(
+        contract=embodiment.name,
+        model_hash=embodiment.model_hash,
+        vae_hash=vae_hash(vae_folder),
+        windows=len(actions),
+        latent_shape=tuple(shape),
+        action_shape=actions[0].shape,
+        fit=fit,
+        instructions=tuple(instructions),
+    )
+    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2))
+    return meta
+
+
+def open_prepared(folder: Path, embodiment: Embodiment, checkpoint: Checkpoint) -> Prepared:
+    """The folder, if it was made for this contract and with this checkpoint's VAE."""
+    file = folder / "meta.json"
+    if not file.is_file():
+        raise WamError(f"no prepared data in {folder}", fix="wam prepare --help")
+    table = json.loads(file.read_text())
+    table["fit"] = Fit(**table["fit"])
+    table |= {k: tuple(table[k]) for k in ("latent_shape", "action_shape", "instructions")}
+    meta = Meta(**table)
+    for what, seen, expected in (
+        ("contract", meta.model_hash, embodiment.model_hash),
+        ("VAE", meta.vae_hash, vae_hash(checkpoint.vae_folder)),
+    ):
+        if seen != expected:
+            raise WamError(
+                f"{folder} was prepared with another {what}", seen=seen[:12], expected=expected[:12],
+                fix="prepare it again",
+            )  # fmt: skip
+    return Prepared(folder, meta, embodiment)
+
+
+def contract_name(folder: Path) -> str:
+    """The contract a prepared folder is of."""
+    return str(json.loads((folder / "meta.json").read_text())["contract"])
+
+
+def load_vae(folder: Path) -> VideoVAE:
+    from diffusers import AutoencoderKLWan
+
+    return VideoVAE(AutoencoderKLWan.from_pretrained(folder).eval())
+
+
+def vae_hash(folder: Path) -> str:
+    """sha256 over the VAE's configuration and weights as they lie on disk."""
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _extended(
+    episode: SourceEpisode, embodiment: Embodiment, holds: bool
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """The episode with its last row and frame held for one more chunk, where rows may be held."""
+    more = embodiment.model.chunk if holds else 0
+
+    def held(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([values, np.repeat(values[-1:], more, axis=0)]) if more else values
+
+    columns = {name: held(np.asarray(values)) for name, values in episode.columns.items()}
+    return columns, held(episode.canvas), held(episode.disturbed)
+
+
+def _encode(vae: VideoVAE, clips: np.ndarray, fit: Fit) -> np.ndarray:
+    """uint8 [B, F, H, W, 3] -> float32 [B, C, T, h, w], canvas padding cropped away."""
+    pixels = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        latents = vae.encode_video(pixels)
+    return crop_content(latents, (fit.content_height, fit.content_width)).float().numpy()
