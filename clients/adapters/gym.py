@@ -22,20 +22,18 @@ Turn = Literal["as_is", "rotated_180", "flipped_rows"]
 
 @dataclass(frozen=True)
 class GymMap:
-    """What of an environment is what to a policy. Keys are paths into the observation: "pixels", "agent/pos"."""
+    """What of an environment is what to a policy. Keys are paths into the observation, as in "agent/pos"."""
 
     images: Mapping[str, str]  # view name -> key of a uint8 [H, W, 3] RGB array
     states: Mapping[str, str]  # state name -> key of a vector; sent as float32
     instruction: str
     period: float  # seconds of simulated time per step: the control period the policy was trained for
     turn: Turn = "as_is"  # what is done to every image before it is sent
-    action: Callable[[np.ndarray], Any] | None = (
-        None  # reply row [D] -> the environment's action; None: as is
-    )
+    action: Callable[[np.ndarray], Any] | None = None  # reply row [D] -> env action; None: as is
     success: str = "is_success"  # key of `info` that says so
 
     def observation(self, raw: Any, time: float) -> Observation:
-        """The policy's observation at `time` seconds of simulated time. RequestError for a key that is not there."""
+        """The policy's observation at `time` simulated seconds. RequestError for a key that is not there."""
         turns: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "as_is": lambda image: image,
             "rotated_180": lambda image: image[::-1, ::-1],
@@ -54,9 +52,7 @@ class Pace:
     """When the policy is asked, and what its thinking costs in simulated time."""
 
     replan: int  # rows played before the next question
-    charge: float | None = (
-        0.0  # seconds an answer takes on the simulated clock; None: as long as it really took
-    )
+    charge: float | None = 0.0  # simulated seconds an answer takes; None: as long as it really took
     strategy: Strategy = "switch"
     player: Mapping[str, Any] = field(default_factory=dict)  # further arguments of ChunkPlayer
 
@@ -108,7 +104,9 @@ def drive(
     policy.reset(session)
     arriving: tuple[float, ActionChunk] | None = None  # when, what
     round_trips: list[float] = []
-    total, ended, success, since = 0.0, "limit", None, pace.replan
+    total, since = 0.0, pace.replan
+    ended: Literal["terminated", "truncated", "limit"] = "limit"
+    success: bool | None = None
     step = 0
     while step < max_steps:
         clock.step = step
@@ -144,13 +142,13 @@ def drive(
             ended = "terminated" if terminated else "truncated"
             break
     return GymEpisode(
-        step,
-        total,
-        success,
-        ended,
-        len(round_trips),
-        tuple(round_trips),
-        player.late_rows,  # type: ignore[arg-type]
+        steps=step,
+        total_reward=total,
+        success=success,
+        ended=ended,
+        queries=len(round_trips),
+        round_trip_ms=tuple(round_trips),
+        late_rows=player.late_rows,
     )
 
 

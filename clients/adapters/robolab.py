@@ -1,4 +1,4 @@
-"""RoboLab's InferenceClient over our own client: chunk per environment, contract checked before the first step.
+"""RoboLab's InferenceClient over our own client, the contract checked before the first step.
 
 In a RoboLab policy folder, run.py after the AppLauncher:
 
@@ -47,7 +47,7 @@ def client_class() -> type:
     base: type = import_module("robolab.eval").InferenceClient
     resize_with_pad = import_module("robolab.core.utils.image_utils").resize_with_pad
 
-    class WamRoboLabClient(base):  # type: ignore[misc]
+    class WamRoboLabClient(base):
         """Asks a wam.v1 server for joint targets of the DROID station that RoboLab simulates."""
 
         def __init__(self, uri: str, *, horizon: int | None = None, **options: Any) -> None:
