@@ -32,10 +32,10 @@ def rows_for(request, rows: int = 32, width: int = 8) -> np.ndarray:
 class Echo:
     """Answers at once with `rows_for`; prompts choose misbehaviour."""
 
-    def __init__(self, embodiment: str = "", delay_s: float = 0.0, video: bool = False, **declared) -> None:
+    def __init__(self, embodiment: str = "", delay_s: float = 0.0, video_bytes: int = 0, **declared) -> None:
         self.embodiment = load(embodiment) if embodiment else None
         self.delay_s = delay_s
-        self.video = video
+        self.video_bytes = video_bytes
         self.declared = declared
 
     def describe(self) -> dict:
@@ -74,8 +74,9 @@ class Echo:
     def _answer(self, request) -> Prediction:
         wire = self.embodiment.wire if self.embodiment is not None else None
         rows = rows_for(request, wire.chunk, wire.reply.width) if wire is not None else rows_for(request)
-        wants = request.want_video or self.video or request.mode == "fd"
-        video = np.full((3, 16, 16, 3), (request.seed or 0) % 256, np.uint8) if wants else None
+        wants = request.want_video or self.video_bytes or request.mode == "fd"
+        frames = max(3, self.video_bytes // 768)
+        video = np.full((frames, 16, 16, 3), (request.seed or 0) % 256, np.uint8) if wants else None
         chunk = None
         if request.mode != "fd":
             chunk = ActionChunk(rows, request.observation.time, 1 / 15, request.delay)

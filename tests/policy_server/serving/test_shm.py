@@ -1,0 +1,76 @@
+"""Blocks of shared memory are disjoint, reused and never lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wamserve.clients.policy import Observation, Prediction, Request
+from wamserve.policy_server.serving.frames import Reader, Writer
+from wamserve.policy_server.serving.shm import Arena, ArenaFull
+
+
+def test_what_one_mapping_writes_another_reads():
+    ours = Arena(1 << 20)
+    theirs = Arena(1 << 20, ours.fd)
+    array = np.arange(10_000, dtype=np.float32).reshape(100, 100)
+    start = ours.write(array[:, ::2])
+    read = theirs.read(start, np.dtype("<f4"), (100, 50))
+    np.testing.assert_array_equal(read, array[:, ::2])
+    with pytest.raises(ValueError):
+        read[0, 0] = 1.0
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.booleans()), max_size=60))
+def test_blocks_never_overlap_and_all_memory_comes_back(steps):
+    arena = Arena(1 << 16)
+    live: dict[int, int] = {}
+    for size, free_one in steps:
+        if free_one and live:
+            start = next(iter(live))
+            arena.free(start)
+            del live[start]
+            continue
+        try:
+            start = arena.allocate(size)
+        except ArenaFull:
+            continue
+        assert all(start + size <= s or s + n <= start for s, n in live.items())
+        live[start] = size
+    for start in live:
+        arena.free(start)
+    assert arena.allocate(1 << 16) == 0
+    arena.close()
+
+
+def test_a_block_that_is_not_in_use_cannot_be_freed():
+    arena = Arena(1 << 12)
+    with pytest.raises(KeyError):
+        arena.free(64)
+
+
+def test_requests_and_predictions_survive_the_crossing_bit_by_bit():
+    arena = Arena(1 << 22)
+    observation = Observation(
+        {"wrist": np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)},
+        {"joint_position": np.linspace(-1, 1, 7, dtype=np.float32)},
+        "do it",
+        12.5,
+    )
+    request = Request(observation, prefix=np.ones((3, 8)), delay=2, seed=7, steps=4, session="s", step=9)
+    writer = Writer(arena)
+    back = Reader(arena).request(writer.request(request))
+    np.testing.assert_array_equal(back.observation.images["wrist"], observation.images["wrist"])
+    assert back.observation.state["joint_position"].tobytes() == observation.state["joint_position"].tobytes()
+    np.testing.assert_array_equal(back.prefix, request.prefix)
+    plain = ("mode", "delay", "seed", "steps", "guidance", "want_video", "session", "step")
+    assert [getattr(back, name) for name in plain] == [getattr(request, name) for name in plain]
+    assert (back.observation.instruction, back.observation.time) == ("do it", 12.5)
+    writer.free()
+    assert arena.used_bytes == 0
+    video = np.full((4, 64, 64, 3), 9, np.uint8)
+    result = Reader(arena, copy=True).prediction(Writer(arena).prediction(Prediction(None, video, 3)))
+    np.testing.assert_array_equal(result.video, video)
+    assert (result.chunk, result.seed) == (None, 3)
