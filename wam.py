@@ -20,6 +20,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "replay": ("wamserve.policy_server.serve:replay", "send recorded requests again and compare"),
     "eval": ("wamserve.sim_eval.cli:eval_verb", "score a policy on simulator tasks by rolling it out"),
     "score": ("wamserve.sim_eval.results_cli:score", "compute a run's scores again from its recordings"),
+    "score episodes": (
+        "wamserve.sim_eval.results_cli:score_episodes",
+        "score a model's forward and inverse dynamics on recorded episodes",
+    ),
     "compare": ("wamserve.sim_eval.results_cli:compare", "compare runs of one protocol, start by start"),
     "view": ("wamserve.sim_eval.results_cli:view", "write a run's report as one self-contained page"),
 }

@@ -1,4 +1,4 @@
-"""The verbs on recorded runs: `wam score`, `compare`, `view`, `export`, `import robolab`, `score episodes`."""
+"""The verbs on recordings: `wam score`, `score episodes`, `compare`, `view`, `export`, `import robolab`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from wamserve.clients.policy import Policy
     from wamserve.embodiments.contract import Embodiment
     from wamserve.sim_eval.score import OpenTask, RunScore
     from wamserve.sim_eval.store import RunStore
@@ -40,6 +41,79 @@ def score(
     print("\n".join(summary(result)))
     print(f"scores: {run / 'scores.json'}")
     return 0
+
+
+def score_episodes(
+    path: Annotated[Path, tyro.conf.Positional],
+    policy: str,
+    contract: str,
+    modes: tuple[Literal["fd", "id", "policy"], ...] = ("fd", "id"),
+    episodes: tuple[int, ...] = (),
+    hop: int | None = None,
+    clips: int | None = None,
+    samples: int = 4,
+    rollout_chunks: int = 3,
+    seed: int = 0,
+    out: Path | None = None,
+) -> int:
+    """Score forward and inverse dynamics of a model on the recorded episodes of a LeRobot folder.
+
+    Every score is printed beside the same score of a model that copies frame 0, stays, or averages.
+
+    Args:
+        path: LeRobot data set (v2 or v3); `wam export RUN` makes one of a simulator run.
+        policy: identity, ws://host:port, module:function, or a checkpoint folder or Hub id.
+        contract: embodiment of the data set; its rate, columns and cameras are checked.
+        modes: fd: actions to video. id: video to actions. policy: open-loop actions, best of `samples`.
+        episodes: episode numbers; default: the first.
+        hop: rows between the starts of two clips; default: one chunk, so that none overlap.
+        clips: score at most this many, spread evenly.
+        rollout_chunks: chunks of the autoregressive rollout.
+        out: also write the report there as JSON.
+    """
+    from wamserve.embodiments.contract import load
+    from wamserve.sim_eval.episodes_report import lines
+    from wamserve.sim_eval.episodes_report import score_episodes as run_score
+    from wamserve.sim_eval.recorded import read_episode
+    from wamserve.sim_eval.score import plain
+
+    embodiment = load(contract)
+    recorded = [read_episode(path, embodiment, index) for index in (episodes or (None,))]
+    print(f"scoring {policy} on {path}: {', '.join(modes)} as {contract}")
+    report = run_score(
+        *(dynamics_model(policy, embodiment), policy, recorded, modes, hop, clips),
+        *(samples, rollout_chunks, seed),
+        tick=lambda what: print(f"\r{what:<40}", end="", flush=True),
+    )
+    print("\r" + "\n".join(lines(report)))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(plain(report), indent=1, allow_nan=False) + "\n")
+        print(f"scores: {out}")
+    return 0
+
+
+def dynamics_model(spec: str, embodiment: Embodiment) -> Policy:
+    """The model that `spec` names, made for this contract; ContractError when it was made for another."""
+    from importlib import import_module
+
+    from wamserve.action_codec.errors import ContractError
+    from wamserve.sim_eval import policies
+    from wamserve.sim_eval.identity import IdentityModel
+
+    if spec == "identity":
+        return IdentityModel(embodiment)
+    if ":" in spec and not Path(spec).exists():
+        policy = policies.resolve(spec, embodiment, "")
+    else:
+        module, _, function = policies.CHECKPOINT_FACTORY.partition(":")
+        policy = getattr(import_module(module), function)(spec, embodiment.name)
+    facts = policies.facts_of(policy)
+    if facts.contract and facts.contract != embodiment.name:
+        raise ContractError(
+            "the model was made for another contract", seen=facts.contract, expected=embodiment.name
+        )
+    return policy
 
 
 def compare(
