@@ -91,14 +91,14 @@ async def test_an_equal_contract_is_accepted_and_another_refused_with_the_differ
 
 
 async def test_load_progress_is_told_before_hello(serving, talk):
-    async with serving("slow_load", {"load_s": 1.5}, wait=False) as server:
-        async with talk(server, subprotocols=["wam.v1"]) as websocket:
-            peer, seen = Peer(websocket), []
-            while isinstance(message := await peer.receive(), Loading):
-                seen.append(message)
-            assert isinstance(message, Hello)
-            assert {"weights"} <= {each.stage for each in seen}
-            assert [each.fraction for each in seen if each.stage == "weights"][-1] > 0
+    start = serving("slow_load", {"load_s": 1.5}, wait=False)
+    async with start as server, talk(server, subprotocols=["wam.v1"]) as websocket:
+        peer, seen = Peer(websocket), []
+        while isinstance(message := await peer.receive(), Loading):
+            seen.append(message)
+        assert isinstance(message, Hello)
+        assert {"weights"} <= {each.stage for each in seen}
+        assert [each.fraction for each in seen if each.stage == "weights"][-1] > 0
 
 
 async def test_a_reply_carries_id_seed_ledger_and_the_time_of_its_observation(serving, join):
