@@ -102,10 +102,12 @@ def parity(
     else:
         found = compare.against_golden(network, Path(against))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("output", "max |Δ|", "of max", "max |Δ| per dimension"):
+    for head in ("output", "max |Δ|", "of max", "max |Δ| per action dimension"):
         table.add_column(head)
     for one in found:
         each = " ".join(f"{value:.0e}" for value in one.worst)
+        if "latents" in one.what:
+            each = f"over {len(one.worst)} channels"
         table.add_row(one.what, f"{one.max:.1e}", f"{one.scale:.2f}", each)
     Console(width=None if Console().is_terminal else 200).print(table)
     worst = max(found, key=lambda one: one.max)

@@ -123,7 +123,7 @@ def load_vae(opened: Checkpoint, device: torch.device, dtype: torch.dtype) -> Vi
 
     folder = opened.vae_folder
     try:
-        vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        vae = AutoencoderKLWan.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except Exception as error:  # diffusers and safetensors raise whatever they meet
         raise CheckpointError(
             f"no VAE can be read from {folder}",

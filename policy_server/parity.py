@@ -58,7 +58,8 @@ def against_golden(network: WorldModel, file: Path) -> list[Difference]:
             "diffusers", 0.0, tuple(want["sigmas"].tolist()), tuple(want["timesteps"].tolist())
         )
         scale = float(want.get("guidance_scale", want.get("guidance", 1.0)))
-        interval = tuple(want["guidance_interval"].tolist()) if "guidance_interval" in want else None
+        bounds = want.get("guidance_interval", np.array([np.nan, np.nan]))  # NaN: every step is guided
+        interval = None if np.isnan(bounds).any() else (float(bounds[0]), float(bounds[1]))
         ids, rate = want["cond/input_ids"], float(want["fps"])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
@@ -85,8 +86,9 @@ def against_golden(network: WorldModel, file: Path) -> list[Difference]:
         if f"{branch}/input_ids" in want
     ]
     mixed = (latents.to(device), actions[None].to(device))  # given values and noise in one, as they were fed
-    got = sample(network, [plan], Start(*mixed, *mixed), schedule, Guidance(scale, interval), *prompts)
-    found = [_latents(f"{mode} latents", got, want["final_latents"])]
+    cond, uncond = prompts[0], prompts[1] if len(prompts) > 1 else None
+    got = sample(network, [plan], Start(*mixed, *mixed), schedule, Guidance(scale, interval), cond, uncond)
+    found = [] if mode == "id" else [_latents(f"{mode} latents", got, want["final_latents"])]
     if "final_action_model" in want:
         found.append(_actions(f"{mode} actions", got, want["final_action_model"][:, :width], width))
     elif mode != "fd":
@@ -141,7 +143,8 @@ def against_diffusers(
         noise = draw_noise("diffusers", [seed], plan.shape(*latents.shape[-2:]), vae.channels, device=device)
         start = Start(latents, actions, *noise)
         got = sample(network, [plan], start, _schedule(checkpoint, steps), Guidance(guidance), prompt, empty)
-        found.append(_latents(f"{mode} latents", got, want.video.float().cpu().numpy()))
+        if mode != "id":
+            found.append(_latents(f"{mode} latents", got, want.video.float().cpu().numpy()))
         if mode != "fd":
             found.append(_actions(f"{mode} actions", got, want.action[0].float().cpu().numpy(), columns))
     return found
@@ -173,7 +176,7 @@ def _diffusers(checkpoint: Checkpoint, network: WorldModel) -> tuple[Any, Any]:
         raise RequestError(
             "parity with diffusers needs diffusers 0.42.1 and Pillow", fix="pip install 'wamserve[server]'"
         ) from error
-    pipeline = diffusers.Cosmos3OmniPipeline.from_pretrained(checkpoint.folder, torch_dtype=network.dtype)
+    pipeline = diffusers.Cosmos3OmniPipeline.from_pretrained(checkpoint.folder, dtype=network.dtype)
     pipeline.to(network.device)
     pipeline.set_progress_bar_config(disable=True)
     names = {"policy": "policy", "fd": "forward_dynamics", "id": "inverse_dynamics"}
