@@ -30,6 +30,16 @@ def _prefix(env: Any) -> str:
     return "gripper0_right_" if "gripper0_right_grip_site" in env.sim.model.site_names else "gripper0_"
 
 
+def grip_site(env: Any) -> str:
+    return f"{_prefix(env)}grip_site"
+
+
+def hand(env: Any) -> Any:
+    """robosuite's gripper model of the only arm."""
+    gripper = env.robots[0].gripper
+    return gripper["right"] if isinstance(gripper, dict) else gripper
+
+
 def finger_axis(env: Any) -> np.ndarray:
     """Unit direction [2] in the table plane from the right finger to the left."""
     prefix, sim = _prefix(env), env.sim
@@ -61,10 +71,16 @@ class Arm:
 
     def forget(self) -> None:
         """Controller and gripper as after construction: an episode must not know the one before."""
-        for robot in self._env.robots:
-            grippers = robot.gripper.values() if isinstance(robot.gripper, dict) else [robot.gripper]
-            for gripper in grippers:
-                gripper.current_action = np.zeros_like(gripper.current_action)
+        gripper = hand(self._env)
+        gripper.current_action = np.zeros_like(gripper.current_action)
+
+    def reset_goal(self) -> None:
+        """The controller holds where the arm is now, after its state was set from outside."""
+        robot = self._env.robots[0]
+        composite = getattr(robot, "composite_controller", None)
+        controller = composite.part_controllers["right"] if composite else robot.controller
+        controller.update(force=True)
+        controller.reset_goal()
 
     def refresh(self) -> None:
         """Positions of bodies and cameras as of now: MuJoCo leaves those of one substep ago.
