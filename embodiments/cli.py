@@ -14,22 +14,15 @@ from wamserve.embodiments.show import show
 
 
 def ls_embodiments() -> int:
-    """One line per contract that ships."""
+    """One line per contract that ships: rows x numbers of a chunk (1 + for a measured state row), and rate."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("name", "width", "Hz", "chunk", "views", "reply", "domain", "what it is"):
+    for head in ("name", "actions", "id", "what it is"):
         table.add_column(head, no_wrap=head != "what it is")
     for name in names():
         e = load(name)
-        table.add_row(
-            name,
-            str(e.model.width),
-            str(e.model.rate_hz),
-            f"{e.model.chunk}{' + state' if e.model.state_row else ''}",
-            ", ".join(e.model.canvas.views),
-            e.wire.reply.form.replace("_", " "),
-            f"{e.model.domain_id} ({e.model.registry})",
-            e.title,
-        )
+        state = "1 + " if e.model.state_row else ""
+        actions = f"{state}{e.model.chunk} x {e.model.width}, {e.model.rate_hz} Hz"
+        table.add_row(name, actions, str(e.model.domain_id), e.title)
     _console().print(table)
     return 0
 
