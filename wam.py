@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "compare": ("wamserve.sim_eval.results_cli:compare", "compare runs of one protocol, start by start"),
     "view": ("wamserve.sim_eval.results_cli:view", "write a run's report as one self-contained page"),
+    "run": ("wamserve.clients.run:run", "watch a policy server on a recorded episode or in a gym"),
 }
 
 

@@ -91,14 +91,18 @@ def drive(
     seed: int,
     max_steps: int,
     watch: Callable[[Step], None] | None = None,
+    meet: Callable[[ChunkPlayer], None] | None = None,
 ) -> GymEpisode:
     """Plays one episode. `layout` is that of the reply rows; `seed` goes to the environment and the policy.
 
     The world stands still until the first chunk has come; after that answers take `pace.charge`, and the
-    player decides what is played meanwhile.
+    player decides what is played meanwhile. `meet` is shown the player before the first step, `watch` every
+    step.
     """
     clock = _SimClock(mapping.period)
     player = ChunkPlayer(layout, mapping.period, strategy=pace.strategy, clock=clock, **pace.player)
+    if meet is not None:
+        meet(player)
     raw, _ = env.reset(seed=seed)
     session = f"gym-{seed}"
     policy.reset(session)
