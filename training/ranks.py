@@ -71,7 +71,8 @@ def shard(network: WorldModel, ranks: Ranks) -> None:
     for layer in network.layers:
         fully_shard(layer, mesh=mesh)
         register_fsdp_forward_method(layer, "text")
-    fully_shard(network, mesh=mesh, reshard_after_forward=False)
+    # The root would stay gathered after a validation pass, and the weights seen then are no shards.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     for entry in ("prefill", "denoise"):
         register_fsdp_forward_method(network, entry)
 
