@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -11,29 +11,27 @@ from wamserve.action_codec.errors import ContractError, TaskError
 from wamserve.embodiments import tables
 from wamserve.embodiments.contract import WireHalf, load
 from wamserve.sim_eval.policies import Facts
-from wamserve.sim_eval.task import Task
+from wamserve.sim_eval.task import Task, TaskSpec
 
 
-def check_fit(task: Task, facts: Facts) -> None:
+def check_fit(spec: TaskSpec, wire: WireHalf, facts: Facts) -> None:
     """Compares what the task delivers with its declaration, and its declaration with the policy's."""
-    _keeps_its_word(task)
-    seen = tables.sha256(task.wire)
+    _keeps_its_word(spec, wire)
+    seen = tables.sha256(wire)
     if not facts.wire_sha256:
         raise ContractError(
-            f"the policy does not say which robot it is for, {task.spec.name} is for {task.spec.contract}",
+            f"the policy does not say which robot it is for, {spec.name} is for {spec.contract}",
             fix="serve it with `wam serve`, or give the policy object a `contract`",
         )
     if facts.wire_sha256 == seen:
         return
-    different = ""
-    try:
-        different = " | ".join(differences(load(facts.contract).wire, task.wire))
-    except ContractError:  # a contract that only the other end knows
-        different = f"wire half {facts.wire_sha256[:12]} against {seen[:12]}"
+    different = f"wire half {facts.wire_sha256[:12]} against {seen[:12]}"
+    with contextlib.suppress(ContractError):  # a contract that only the other end knows
+        different = " | ".join(differences(load(facts.contract).wire, wire)) or different
     raise ContractError(
-        f"the policy is for {facts.contract or 'another robot'}, {task.spec.name} for {task.spec.contract}",
-        seen=different or f"wire half {facts.wire_sha256[:12]} against {seen[:12]}",
-        fix=f"wam check contract {facts.contract or 'NAME'} {task.spec.contract}",
+        f"the policy is for {facts.contract or 'another robot'}, {spec.name} for {spec.contract}",
+        seen=different,
+        fix=f"wam check contract {facts.contract or 'NAME'} {spec.contract}",
     )
 
 
@@ -47,9 +45,8 @@ def differences(policy: WireHalf, task: WireHalf) -> list[str]:
     ]
 
 
-def _keeps_its_word(task: Task) -> None:
+def _keeps_its_word(spec: TaskSpec, wire: WireHalf) -> None:
     """The task's spec is its wire half, said again: views, states, rate, orientation, width."""
-    spec, wire = task.spec, task.wire
     said: dict[str, Any] = {
         "views": spec.views,
         "states": spec.states,
@@ -91,8 +88,3 @@ def check_observation(task: Task, images: bool = True) -> None:
                 seen=None if frame is None else (frame.shape, str(frame.dtype)),
                 expected=f"{shape} uint8",
             )
-
-
-def broken(spec_wire: WireHalf, **changes: Any) -> WireHalf:
-    """A wire half with fields changed; for checks that break a convention on purpose."""
-    return dataclasses.replace(spec_wire, **changes)

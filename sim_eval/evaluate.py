@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from wamserve.action_codec.errors import ContractError, RunError, TaskError
 from wamserve.clients.player import Strategy
 from wamserve.clients.policy import Policy
+from wamserve.embodiments import tables
+from wamserve.embodiments.contract import WireHalf
 from wamserve.sim_eval import catalog, policies, seeds
 from wamserve.sim_eval.check_fit import check_fit
 from wamserve.sim_eval.clock import Latency
@@ -22,7 +25,8 @@ from wamserve.sim_eval.rollout import Loop
 from wamserve.sim_eval.statistics import Interval, wilson
 from wamserve.sim_eval.store import RunStore
 from wamserve.sim_eval.task import Episode, TaskSpec, WorkItem
-from wamserve.sim_eval.workers import MakeTask, run_here, run_workers
+from wamserve.sim_eval.worker import MakeTask
+from wamserve.sim_eval.workers import Crew, Here
 
 PACKAGES = ("wamserve", "numpy", "mujoco", "robosuite", "hf-libero", "gym-pusht", "pymunk", "gymnasium")
 
@@ -46,7 +50,7 @@ class Plan:
     deterministic: bool
     video: bool
     executor: str = "local"
-    max_steps: int | None = None
+    python: str = sys.executable  # interpreter of the workers
 
     def check(self) -> None:
         if self.episodes < 1 or self.repeats < 1 or self.episodes % self.repeats:
@@ -140,10 +144,9 @@ def evaluate(
     plan: Plan,
     run: Path | None = None,
     policy: Policy | None = None,
-    tell: Callable[[str], None] = print,
     watch: Callable[[int, int, int], None] | None = None,
 ) -> Outcome:
-    """Runs what is missing of `plan`, and says where the result lies.
+    """Runs what is missing of `plan`.
 
     `watch` is told (finished, planned, successes) after every episode, those of an earlier attempt included.
     """
@@ -152,22 +155,33 @@ def evaluate(
     contract = catalog.contract_of(plan.target, plan.contract)
     policy = policy or policies.resolve(plan.policy, contract, names[0])
     facts = policies.facts_of(policy)
+    with contextlib.closing(_bench(plan)) as bench:
+        described = bench.describe(names, facts.sighted)
+        for spec, wire in described:
+            check_fit(spec, wire, facts)
+        return _run(plan, run, policy, facts, [spec for spec, _ in described], described[0][1], bench, watch)
+
+
+def _bench(plan: Plan) -> Here | Crew:
     make = MakeTask(plan.contract, plan.profile)
-    specs, wire = [], None
-    for name in names:
-        task = make(name)
-        check_fit(task, facts)
-        specs.append(task.spec)
-        wire = task.wire
-        task.close()
-    assert wire is not None
+    return Crew(make, plan.workers, plan.python) if plan.workers else Here(make)
+
+
+def _run(
+    plan: Plan,
+    run: Path | None,
+    policy: Policy,
+    facts: Facts,
+    specs: Sequence[TaskSpec],
+    wire: WireHalf,
+    bench: Here | Crew,
+    watch: Callable[[int, int, int], None] | None,
+) -> Outcome:
     horizon = plan.horizon or wire.chunk
     if horizon > wire.chunk:
         raise ContractError(
             "the replan horizon is longer than a chunk", seen=horizon, expected=f"1 .. {wire.chunk}"
         )
-    from wamserve.embodiments import tables
-
     card = protocol_card(plan, specs, facts, horizon, tables.sha256(wire))
     items = work_items(plan, specs)
     run = run or default_run(card, plan.target)
@@ -184,7 +198,7 @@ def evaluate(
         done = store.done()
         left = [item for item in items if (item.task, item.init, item.repeat) not in done]
         if not store.finished:
-            for episode in _episodes(plan, make, loop, policy, facts, left):
+            for episode in _episodes(plan, bench, loop, policy, facts, left):
                 store.add(episode)
                 if watch:
                     rows = store.episodes()
@@ -198,18 +212,17 @@ def evaluate(
 
 
 def _episodes(
-    plan: Plan, make: MakeTask, loop: Loop, policy: Policy, facts: Facts, items: Sequence[WorkItem]
+    plan: Plan, bench: Here | Crew, loop: Loop, policy: Policy, facts: Facts, items: Sequence[WorkItem]
 ) -> Iterator[Episode]:
-    if not items:
-        return iter(())
     if plan.executor == "ray":
-        from wamserve.sim_eval.on_ray import run_ray
+        from wamserve.sim_eval.on_ray import run_on_ray
 
-        return run_ray(make, loop, plan.policy, items, max(plan.workers, 1))
-    if plan.workers == 0:
-        return run_here(make, loop, policy, items)
-    one_by_one = plan.deterministic and not facts.batch_invariant
-    return run_workers(make, loop, policy, items, plan.workers, one_by_one=one_by_one)
+        return run_on_ray(
+            MakeTask(plan.contract, plan.profile), loop, plan.policy, items, max(plan.workers, 1)
+        )
+    if isinstance(bench, Here):
+        return bench.run(policy, loop, items)
+    return bench.run(policy, loop, items, one_by_one=plan.deterministic and not facts.batch_invariant)
 
 
 def _config(plan: Plan) -> dict[str, object]:

@@ -2,252 +2,207 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import socket
+import subprocess
+import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import numpy as np
-
+from wamserve.action_codec import errors
 from wamserve.action_codec.errors import RunError
 from wamserve.clients.policy import Policy, Prediction, Request, infer_batch
-from wamserve.sim_eval.rollout import Loop, rollout
-from wamserve.sim_eval.task import Episode, Task, WorkItem
+from wamserve.embodiments.contract import WireHalf
+from wamserve.sim_eval.rollout import Loop
+from wamserve.sim_eval.task import Episode, Task, TaskSpec, WorkItem
+from wamserve.sim_eval.worker import Bench
 
 # One thread each: K simulators on K cores, and a software renderer that does not fight itself.
 THREADS = {
-    "OMP_NUM_THREADS": "1",
-    "LP_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
+    name: "1" for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 }
 MAX_CRASHES = 2  # of workers, per episode, before the run gives up
+Make = Callable[[str], Task]
 
 
-@dataclass(frozen=True)
-class MakeTask:
-    """A call that makes a task in another process: catalog.make with these arguments."""
+class Here:
+    """No workers: everything in this process, one episode after another."""
 
-    contract: str | None
-    profile: str
+    def __init__(self, make: Make) -> None:
+        self._bench = Bench(make)
 
-    def __call__(self, name: str) -> Task:
-        from wamserve.sim_eval import catalog
+    def describe(self, names: Sequence[str], images: bool) -> list[tuple[TaskSpec, WireHalf]]:
+        return [self._bench.describe(name, images) for name in names]
 
-        return catalog.make(name, catalog.contract_of(name, self.contract), self.profile)  # type: ignore[arg-type]
+    def run(self, policy: Policy, loop: Loop, items: Sequence[WorkItem]) -> Iterator[Episode]:
+        def ask(request: Request) -> tuple[Prediction, float]:
+            start = time.perf_counter()
+            prediction = policy.infer(request)
+            return prediction, 1e3 * (time.perf_counter() - start)
 
-
-class Bench:
-    """Keeps one task open and runs episodes on it; the same in a worker and in this process."""
-
-    def __init__(self, make: Callable[[str], Task], loop: Loop) -> None:
-        self._make, self._loop = make, loop
-        self._task: Task | None = None
-
-    def run(self, item: WorkItem, ask: Callable[[Request], tuple[Prediction, float]]) -> Episode:
-        if self._task is None or self._task.spec.name != item.task:
-            self.close()
-            self._task = self._make(item.task)
-        return rollout(self._task, ask, item, self._loop)
+        self._bench.loop = loop
+        for item in items:
+            yield self._bench.run(item, ask)
 
     def close(self) -> None:
-        if self._task is not None:
-            self._task.close()
-            self._task = None
+        self._bench.close()
 
 
-def run_here(
-    make: Callable[[str], Task], loop: Loop, policy: Policy, items: Sequence[WorkItem]
-) -> Iterator[Episode]:
-    """All episodes in this process, one after another."""
-
-    def ask(request: Request) -> tuple[Prediction, float]:
-        start = time.perf_counter()
-        prediction = policy.infer(request)
-        return prediction, 1e3 * (time.perf_counter() - start)
-
-    bench = Bench(make, loop)
-    try:
-        for item in items:
-            yield bench.run(item, ask)
-    finally:
-        bench.close()
+@dataclass(eq=False)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    job: Any = None  # what it is doing: a WorkItem, a task's name, None
+    task: str = ""  # the one it has open
 
 
-def run_workers(
-    make: Callable[[str], Task],
-    loop: Loop,
-    policy: Policy,
-    items: Sequence[WorkItem],
-    workers: int,
-    max_batch: int = 64,
-    one_by_one: bool = False,
-) -> Iterator[Episode]:
-    """Episodes as they finish. Questions that wait at the same time share one infer_batch.
+class Crew:
+    """Worker processes, what each is doing, and the questions they ask."""
 
-    `one_by_one` asks singly, for policies whose answers may depend on their neighbours in a batch.
-    """
-    crew = _Crew(make, loop, items, workers)
-    try:
-        while crew.busy:
+    def __init__(self, make: Make, workers: int, python: str = sys.executable, max_batch: int = 64) -> None:
+        self._make, self._python, self._max_batch = make, python, max_batch
+        self._loop: Loop | None = None
+        self._left: deque[Any] = deque()
+        self._crashes: dict[Any, int] = {}
+        self._workers = [self._hire() for _ in range(max(workers, 1))]
+
+    def describe(self, names: Sequence[str], images: bool) -> list[tuple[TaskSpec, WireHalf]]:
+        """What every task declares; the workers share the making."""
+        found: dict[str, tuple[TaskSpec, WireHalf]] = {}
+        self._start([("describe", name, images) for name in names])
+        while len(found) < len(names):
+            for worker, kind, payload in self._heard():
+                _refuse_unless(kind == "described", kind, payload, worker.job)
+                found[payload[0].name] = payload
+                self._next(worker)
+        return [found[name] for name in names]
+
+    def run(
+        self, policy: Policy, loop: Loop, items: Sequence[WorkItem], one_by_one: bool = False
+    ) -> Iterator[Episode]:
+        """Episodes as they finish. Questions that wait at the same time share one infer_batch.
+
+        `one_by_one` asks singly, for policies whose answers may depend on their neighbours in a batch.
+        """
+        self._loop = loop
+        for worker in self._workers:
+            self._say(worker, ("loop", loop))
+            worker.job = "loop"
+        self._left = deque(("run", item) for item in items)
+        most = 1 if one_by_one else self._max_batch
+        while any(worker.job is not None for worker in self._workers):
             questions: list[tuple[_Worker, Request]] = []
-            for worker, message in crew.messages(block=True):
-                kind, payload = message
+            for worker, kind, payload in self._heard():
                 if kind == "ask":
                     questions.append((worker, payload))
-                elif kind == "episode":
-                    crew.next(worker)
+                    continue
+                _refuse_unless(kind in ("episode", "ready"), kind, payload, worker.job)
+                self._next(worker)
+                if kind == "episode":
                     yield payload
-                else:
-                    raise RunError(f"a worker failed in {worker.item}: {payload}")
-            while questions:
-                taken, questions = (
-                    questions[: 1 if one_by_one else max_batch],
-                    questions[1 if one_by_one else max_batch :],
-                )
-                start = time.perf_counter()
-                answers = infer_batch(policy, [request for _, request in taken])
-                took_ms = 1e3 * (time.perf_counter() - start)
-                for (worker, _), prediction in zip(taken, answers, strict=True):
-                    if prediction.ledger.batch != len(taken):
-                        prediction = replace(prediction, ledger=replace(prediction.ledger, batch=len(taken)))
-                    crew.send(worker, ("answer", (prediction, took_ms)))
-    finally:
-        crew.close()
-
-
-@dataclass
-class _Worker:
-    process: Any
-    pipe: Connection
-    item: WorkItem | None = None
-
-
-class _Crew:
-    """The worker processes, what each is doing and what is left to do."""
-
-    def __init__(
-        self, make: Callable[[str], Task], loop: Loop, items: Sequence[WorkItem], workers: int
-    ) -> None:
-        self._context = multiprocessing.get_context("spawn")  # a forked GL context hangs
-        self._make, self._loop = make, loop
-        self._left: deque[WorkItem] = deque(items)
-        self._crashes: dict[WorkItem, int] = {}
-        self._workers: list[_Worker] = []
-        for _ in range(min(workers, len(items))):
-            self.next(self._hire())
-
-    @property
-    def busy(self) -> bool:
-        return any(worker.item is not None for worker in self._workers)
-
-    def next(self, worker: _Worker) -> None:
-        """Gives the worker its next episode, of the task it has open if there is one left."""
-        mine = worker.item.task if worker.item else None
-        item = next((i for i in self._left if i.task == mine), None) or (
-            self._left[0] if self._left else None
-        )
-        worker.item = item
-        if item is not None:
-            self._left.remove(item)
-            self.send(worker, ("run", item))
-
-    def messages(self, block: bool) -> Iterator[tuple[_Worker, tuple[str, Any]]]:
-        """Everything said by now; waits for the first word."""
-        by_pipe = {worker.pipe: worker for worker in self._workers if worker.item is not None}
-        for pipe in wait(list(by_pipe), None if block else 0):
-            worker = by_pipe[pipe]  # type: ignore[index]
-            try:
-                yield worker, worker.pipe.recv()
-            except (EOFError, ConnectionResetError):
-                self._replace(worker)
-
-    def send(self, worker: _Worker, message: tuple[str, Any]) -> None:
-        try:
-            worker.pipe.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            self._replace(worker)
+            for first in range(0, len(questions), most):
+                self._answer(policy, questions[first : first + most])
 
     def close(self) -> None:
         for worker in self._workers:
             worker.pipe.close()  # a worker that waits reads the end and leaves
         for worker in self._workers:
-            worker.process.join(2)
-            if worker.process.is_alive():
-                worker.process.terminate()
+            try:
+                worker.process.wait(2)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        self._workers = []
+
+    def _answer(self, policy: Policy, taken: list[tuple[_Worker, Request]]) -> None:
+        start = time.perf_counter()
+        answers = infer_batch(policy, [request for _, request in taken])
+        took_ms = 1e3 * (time.perf_counter() - start)
+        for (worker, _), said in zip(taken, answers, strict=True):
+            together = max(said.ledger.batch, len(taken))
+            said = replace(said, ledger=replace(said.ledger, batch=together))
+            self._say(worker, ("answer", (said, took_ms)))
+
+    def _start(self, jobs: list[Any]) -> None:
+        self._left = deque(jobs)
+        for worker in list(self._workers):
+            self._next(worker)
+
+    def _next(self, worker: _Worker) -> None:
+        """The worker's next job: of the task it has open if there is one left."""
+        mine = next((job for job in self._left if _task_of(job) == worker.task), None)
+        job = mine or (self._left[0] if self._left else None)
+        worker.job = job
+        if job is not None:
+            self._left.remove(job)
+            worker.task = _task_of(job)
+            self._say(worker, job)
+
+    def _heard(self) -> Iterator[tuple[_Worker, str, Any]]:
+        """Everything said by now; waits for the first word."""
+        by_pipe = {worker.pipe: worker for worker in self._workers if worker.job is not None}
+        for pipe in wait(list(by_pipe)):
+            worker = by_pipe[pipe]  # type: ignore[index]
+            try:
+                kind, payload = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._replace(worker)
+                continue
+            yield worker, kind, payload
+
+    def _say(self, worker: _Worker, words: Any) -> None:
+        try:
+            worker.pipe.send(words)
+        except OSError:
+            self._replace(worker)
 
     def _hire(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        before = {name: os.environ.get(name) for name in THREADS}
-        os.environ.update(THREADS)  # read when a library is first imported: before the worker's first line
-        try:
-            process = self._context.Process(
-                target=_work, args=(theirs, self._make, self._loop), daemon=True, name="wam-eval worker"
-            )
-            process.start()
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+        ours, theirs = socket.socketpair()
+        # Read when a library is first imported, so they are in place before the worker's first line.
+        process = subprocess.Popen(
+            [self._python, "-P", "-m", "wamserve.sim_eval.worker", str(theirs.fileno())],
+            env={**os.environ, **THREADS},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
         theirs.close()
-        worker = _Worker(process, ours)
-        self._workers.append(worker)
+        worker = _Worker(process, Connection(ours.detach()))
+        worker.pipe.send((self._make, self._loop))
         return worker
 
     def _replace(self, worker: _Worker) -> None:
-        """A worker died: its episode starts again, elsewhere."""
-        item = worker.item
+        """A worker died: its job starts again, with a fresh one."""
+        if worker not in self._workers:
+            return
         self._workers.remove(worker)
         worker.pipe.close()
-        if item is None:
-            return
-        self._crashes[item] = self._crashes.get(item, 0) + 1
-        if self._crashes[item] > MAX_CRASHES:
+        code, job = worker.process.wait(), worker.job
+        self._crashes[job] = self._crashes.get(job, 0) + 1
+        if self._crashes[job] > MAX_CRASHES:
             raise RunError(
-                f"the simulator died {self._crashes[item]} times in {item.task}, initial state {item.init}",
-                seen=f"exit code {worker.process.exitcode}",
+                f"the simulator died {self._crashes[job]} times over {job}",
+                seen=f"exit code {code}",
                 fix="the same command resumes; --workers 0 shows the error",
             )
-        self._left.appendleft(item)
-        self.next(self._hire())
+        if isinstance(job, tuple):
+            self._left.appendleft(job)
+        fresh = self._hire()
+        self._workers.append(fresh)
+        self._next(fresh)
 
 
-class _Asker:
-    """A worker's end of the questions."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-
-    def __call__(self, request: Request) -> tuple[Prediction, float]:
-        self._pipe.send(("ask", request))
-        kind, payload = self._pipe.recv()
-        assert kind == "answer", kind
-        prediction, took_ms = payload
-        assert isinstance(took_ms, float) and np.isfinite(took_ms)
-        return prediction, took_ms
+def _task_of(job: Any) -> str:
+    return job[1].task if job[0] == "run" else job[1]
 
 
-def _work(pipe: Connection, make: Callable[[str], Task], loop: Loop) -> None:
-    """A worker's life. Leaves without destructors: GL's run into each other when an interpreter ends."""
-    try:
-        bench, ask = Bench(make, loop), _Asker(pipe)
-        while True:
-            kind, item = pipe.recv()
-            assert kind == "run", kind
-            try:
-                pipe.send(("episode", bench.run(item, ask)))
-            except (EOFError, BrokenPipeError, ConnectionResetError):
-                raise
-            except Exception:
-                pipe.send(("error", traceback.format_exc()))
-    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-        pass
-    finally:
-        os._exit(0)
+def _refuse_unless(true: bool, kind: str, payload: Any, job: Any) -> None:
+    if true:
+        return
+    if kind == "refused":
+        name, text = payload
+        raise getattr(errors, name)(text)
+    raise RunError(f"a worker failed over {job}: {payload}")
