@@ -102,9 +102,9 @@ def run(
             player_options["max_prefix_rows"] = hello.max_prefix_rows
         if strategy == "roll_forward":
             player_options["state_of_row"] = joint_state_of_row(contract)
-        maps = {"images": images or {}, "states": states or {}}
+        views, vectors = images or {}, states or {}
         if episode is not None:
-            recorded = RecordedEpisode(episode, index, RecordedMap(**maps, actions=actions), instruction)
+            recorded = RecordedEpisode(episode, index, RecordedMap(views, vectors, actions), instruction)
             report = replay(
                 client,
                 recorded,
@@ -121,7 +121,7 @@ def run(
                 import_module(name)
             env = gymnasium.make(gym, **(gym_options or {}))
             period = 1.0 / contract.wire.rate_hz
-            mapping = GymMap(**maps, instruction=instruction, period=period, turn=turn)
+            mapping = GymMap(views, vectors, instruction, period, turn)
             pace = Pace(replan, charge_ms / 1e3, strategy, player_options)
             report = in_gym(client, env, mapping, contract, pace, seed=seed, steps=steps or 10_000)
             env.close()
@@ -181,10 +181,10 @@ def replay(
                     player.push(prediction.chunk)
                     log.answer(asking.round_trip_ms or 0.0, prediction.ledger)
             due = player.due()
-            error = None
+            apart = None
             if due.action is not None and moment.action is not None:
-                error = float(np.abs(due.action - moment.action).mean())
-            log.step(due, clock() - tick, error)
+                apart = float(np.abs(due.action - moment.action).mean())
+            log.step(due, clock() - tick, apart)
             step, since = step + 1, since + 1
         return log.report()
 
@@ -264,6 +264,7 @@ def _served(hello: Hello | dict[str, Any], contract: Embodiment) -> str:
         return f"plain server, {contract.name} taken on your word"
     weights = str(hello.card.get("weights_sha256", ""))[:12] or "not told"
     return (
-        f"{hello.server}: {hello.embodiment}, wire {hello.wire_sha256[:12]}, model {hello.model_sha256[:12]}, "
-        f"weights {weights}, {hello.chunk_rows} rows at {1 / hello.period:g} Hz"
+        f"{hello.server}: {hello.embodiment}, wire {hello.wire_sha256[:12]}, "
+        f"model {hello.model_sha256[:12]}, weights {weights}, "
+        f"{hello.chunk_rows} rows at {1 / hello.period:g} Hz"
     )
