@@ -138,12 +138,7 @@ def fit_frame(pixels: Pixels, tier: str) -> Frame:
     fit = fit_size(height, width, tier)
     if (fit.content_height, fit.content_width) != (height, width):
         pixels = resize_bicubic(pixels, fit.content_height, fit.content_width)
-    right, bottom = fit.width - fit.content_width, fit.height - fit.content_height
-    if right or bottom:
-        mode = "edge" if right >= fit.content_width or bottom >= fit.content_height else "reflect"
-        lead = [(0, 0)] * (pixels.ndim - 3)
-        pixels = np.pad(pixels, [*lead, (0, bottom), (0, right), (0, 0)], mode=mode)  # type: ignore[call-overload]
-    return Frame(pixels, fit)
+    return Frame(_padded(pixels, fit), fit)
 
 
 def crop_frame(pixels: Pixels, fit: Fit) -> Pixels:
@@ -178,10 +173,19 @@ def resize_bicubic(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def _over_pair(canvas: Canvas, views: list[Pixels]) -> Pixels:
-    top, left, right = views
-    half = top.shape[-3] // 2, top.shape[-2] // 2
-    pair = [view if view.shape[-3:-1] == half else resize_bilinear(view, *half) for view in (left, right)]
-    return np.concatenate([top, np.concatenate(pair, axis=-2)], axis=-3)
+    top, *pair = views
+    height, width = top.shape[-3:-1]
+    if width % 2:
+        raise RequestError(
+            f"image {canvas.views[0]!r} cannot be halved", seen=f"width {width}", expected="an even width"
+        )
+    half = height // 2, width // 2
+    whole = np.empty((*top.shape[:-3], height + half[0], 2 * half[1], 3), np.uint8)
+    whole[..., :height, :, :] = top
+    for i, view in enumerate(pair):
+        small = view if view.shape[-3:-1] == half else resize_bilinear(view, *half)
+        whole[..., height:, i * half[1] : (i + 1) * half[1], :] = small
+    return whole
 
 
 def _side_by_side(canvas: Canvas, views: list[Pixels]) -> Pixels:
@@ -197,6 +201,23 @@ def _side_by_side(canvas: Canvas, views: list[Pixels]) -> Pixels:
 
 def _single(canvas: Canvas, views: list[Pixels]) -> Pixels:
     return views[0]
+
+
+def _padded(pixels: Pixels, fit: Fit) -> Pixels:
+    """The picture at the top left of a new frame; missing lines mirror it or repeat its last."""
+    height, width = fit.content_height, fit.content_width
+    right, bottom = fit.width - width, fit.height - height
+    if not right and not bottom:
+        return pixels
+    padded = np.empty((*pixels.shape[:-3], fit.height, fit.width, 3), np.uint8)
+    padded[..., :height, :width, :] = pixels
+    if right >= width or bottom >= height:
+        padded[..., :height, width:, :] = pixels[..., -1:, :]
+        padded[..., height:, :, :] = padded[..., height - 1 : height, :, :]
+    else:  # the last line itself is not repeated
+        padded[..., :height, width:, :] = pixels[..., ::-1, :][..., 1 : right + 1, :]
+        padded[..., height:, :, :] = padded[..., :height, :, :][..., ::-1, :, :][..., 1 : bottom + 1, :, :]
+    return padded
 
 
 _LAYOUTS = {"single": _single, "over_pair": _over_pair, "side_by_side": _side_by_side}

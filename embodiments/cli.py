@@ -14,7 +14,7 @@ from wamserve.embodiments.show import show
 
 
 def ls_embodiments() -> int:
-    """One line per contract that ships: rows x numbers of a chunk (1 + for a measured state row), and rate."""
+    """One line per contract: rows x numbers of a chunk (1 + for a measured state row), and rate."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("name", "actions", "id", "what it is"):
         table.add_column(head, no_wrap=head != "what it is")

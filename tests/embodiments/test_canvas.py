@@ -71,7 +71,7 @@ def test_tier_shrinks_as_antialiased_bicubic_on_uint8_does(source, target):
         # Values within 1e-3 of a half may round the other way; nothing else may differ.
         assert difference.max() <= 1
         assert (np.abs(exact % 1.0 - 0.5)[difference > 0] < 1e-3).all()
-        assert (difference > 0).mean() < 1e-4
+        assert (difference > 0).mean() < 1e-3
 
 
 def test_bicubic_overshoot_is_clamped_not_wrapped():
@@ -229,5 +229,8 @@ def test_float_and_channel_first_images_are_refused():
     canvas = load("bridge_orig_lerobot").model.canvas
     with pytest.raises(RequestError, match="is not uint8; seen: float32"):
         compose(canvas, {"exterior_1": picture(480, 640).astype(np.float32) / 255})
+    odd = {"wrist": picture(360, 641), "exterior_1": picture(360, 640), "exterior_2": picture(360, 640)}
+    with pytest.raises(RequestError, match="image 'wrist' cannot be halved; seen: width 641"):
+        compose(load("droid_lerobot").model.canvas, odd)
     with pytest.raises(RequestError, match="is not height x width x 3"):
         compose(canvas, {"exterior_1": np.zeros((3, 480, 640), np.uint8)})
