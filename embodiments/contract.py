@@ -191,8 +191,12 @@ def check(embodiment: Embodiment, file_name: str) -> Embodiment:
             measured,
             wanted,
         )
-    for normalizer in (model.normalizer, model.state_normalizer):
-        read_stats(normalizer, name)
+    from wamserve.embodiments.units import chunk_normalizer  # which reads contracts itself
+
+    try:
+        chunk_normalizer(model)
+    except CodecError as error:  # another width, or statistics that leave rotations un-scaled
+        raise ContractError(f"{name}: {error}") from None
     return embodiment
 
 

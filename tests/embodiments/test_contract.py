@@ -214,6 +214,21 @@ def test_an_impossible_contract_is_refused_by_name(tmp_path, old, new, message, 
     assert message in str(error.value) and detail in str(error.value)
 
 
+def test_statistics_that_leave_rotations_unscaled_are_refused(tmp_path):
+    """LIBERO's "global" block holds the identity for rotations; only "global_raw" was trained with."""
+    with pytest.raises(ContractError) as error:
+        load_file(edited(tmp_path, "libero", 'key = "global_raw"', 'key = "global"'))
+    assert "libero: quantile_rot statistics leave the rotation of block 'rotation' un-scaled" in str(
+        error.value
+    )
+
+
+def test_statistics_of_another_width_are_refused(tmp_path):
+    with pytest.raises(ContractError) as error:
+        load_file(edited(tmp_path, "umi", "columns = [0, 10]", "columns = [0, 9]"))
+    assert "statistics and action rows differ in width; seen: 9 in umi_lerobot_stats.json" in str(error.value)
+
+
 def test_a_file_that_is_no_contract_says_so(tmp_path):
     with pytest.raises(ContractError, match="no contract file"):
         load_file(tmp_path / "gone.toml")
