@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +51,6 @@ def infer(
 ) -> int:
     """Answer one policy, forward-dynamics or inverse-dynamics request from files."""
     policy = _load(checkpoint, embodiment, card, random_weights, device, dtype)
-    print(f"{policy.card.name} as {policy.contract.name}, {policy.card.sampling(mode).line()}, {device}")
     request = _request(
         policy,
         mode,
@@ -66,9 +65,10 @@ def infer(
         actions,
         actions_in,
     )
-    from dataclasses import replace
-
     request = replace(request, seed=seed, steps=steps, guidance=guidance, want_video=want_video)
+    sampling = policy.card.requested(request)
+    where = policy.describe()["device"]
+    print(f"{policy.card.name} as {policy.contract.name}, {mode}, {sampling.line()}, {where}")
     with progress_bar("denoise", "steps") as bar:
         policy.on_step = bar
         prediction = policy.infer(request)
