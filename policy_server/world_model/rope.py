@@ -57,8 +57,8 @@ def rotary_tables(config: WorldModelConfig, positions: Tensor, dtype: torch.dtyp
     for which in (1, 2):
         axis[which : config.rope_axes_dim[which] * 3 : 3] = which
     angle = positions.movedim(-2, -1)[..., axis] * frequency  # [..., N, half]
-    angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
