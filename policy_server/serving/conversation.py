@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wamserve.serving")
 
 _LOADING_EVERY_S = 0.5
+_READ_BYTES = 4 * 2**20
 
 
 class Conversation:
@@ -58,9 +59,14 @@ class Conversation:
         self.sessions: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.dialect: Dialect
+        self._turn: asyncio.Task[Any] | None = None  # this connection's own, while it awaits an answer
 
     async def run(self) -> None:
         closed = asyncio.ensure_future(self.websocket.wait_closed())
+        closed.add_done_callback(self._gone)
+        # Camera frames are megabytes: fewer, larger reads than asyncio's 256 KiB.
+        if hasattr(self.websocket.transport, "max_size"):
+            self.websocket.transport.max_size = _READ_BYTES
         try:
             if not await self._wait_until_ready(closed):
                 return
@@ -72,10 +78,14 @@ class Conversation:
                 arrived = time.perf_counter()
                 if self.server.recorder is not None:
                     self.server.recorder.frame(self.name, "client", frame)
-                await self._take(frame, arrived, closed)
+                await self._take(frame, arrived)
         except ConnectionClosed:
             pass
+        except asyncio.CancelledError:
+            if self._turn is None:
+                raise
         finally:
+            closed.remove_done_callback(self._gone)
             closed.cancel()
             for task in self.tasks:
                 task.cancel()
@@ -85,6 +95,11 @@ class Conversation:
                 await self.server.engine.reset(session)
             if self.server.recorder is not None:
                 self.server.recorder.closed(self.name)
+
+    def _gone(self, closed: asyncio.Future[None]) -> None:
+        """A plain client that leaves takes its waiting request with it."""
+        if self._turn is not None:
+            self._turn.cancel()
 
     async def close(self, code: int) -> None:
         await self.websocket.close(code)
@@ -126,7 +141,7 @@ class Conversation:
             await self.close(RESTART if self.server.draining else SERVER_ERROR)
         return engine.ready.is_set() and not closed.done()
 
-    async def _take(self, frame: bytes | str, arrived: float, closed: asyncio.Future[None]) -> None:
+    async def _take(self, frame: bytes | str, arrived: float) -> None:
         try:
             heard = self.dialect.receive(frame)
             if not self.rate.take():
@@ -143,12 +158,14 @@ class Conversation:
             await self._send(Out((heard.reply,)))
         else:
             decode_ms = 1e3 * (time.perf_counter() - arrived)
-            task = asyncio.ensure_future(self._answer(heard, arrived, decode_ms))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
-            if not isinstance(self.dialect, Wam):
-                # A client that leaves takes its waiting request with it.
-                await asyncio.wait({task, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if isinstance(self.dialect, Wam):
+                task = asyncio.ensure_future(self._answer(heard, arrived, decode_ms))
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
+                return
+            self._turn = asyncio.current_task()
+            await self._answer(heard, arrived, decode_ms)
+            self._turn = None
 
     async def _answer(self, ask: Ask, arrived: float, decode_ms: float) -> None:
         self.busy += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -242,6 +243,13 @@ class _Member:
 
     async def send(self, message: bytes) -> None:
         try:
+            if not self._sending.locked():
+                # A message nearly always fits into the socket at once.
+                with contextlib.suppress(BlockingIOError):
+                    sent = self._socket.send(message)
+                    if sent == len(message):
+                        return
+                    message = message[sent:]
             async with self._sending:
                 await asyncio.get_running_loop().sock_sendall(self._socket, message)
         except OSError as error:

@@ -34,9 +34,15 @@ class Metrics:
         self.connections = Gauge("wam_connections", "Open websockets.", registry=registry)
         self.engine_ready = Gauge("wam_engine_ready", "1 while the engine takes batches.", registry=registry)
         self.engine_restarts = Gauge("wam_engine_restarts", "Restarts so far.", registry=registry)
+        self.tasks = Gauge("wam_tasks", "Coroutines alive in the serving process.", registry=registry)
+        self.shared_bytes = Gauge(
+            "wam_shared_bytes", "Frames in shared memory, on their way to the engine.", registry=registry
+        )
         self.gpu_bytes = Gauge(
             "wam_gpu_memory_bytes", "Memory the engine holds on its GPU.", registry=registry
         )
+
+        self._stages = [(stage, self.stage_ms.labels(stage.removesuffix("_ms"))) for stage in STAGES]
 
     def batch(self, size: int, gpu_bytes: int) -> None:
         self.batch_size.observe(size)
@@ -44,8 +50,8 @@ class Metrics:
 
     def answered(self, dialect: str, ledger: Ledger, total_ms: float) -> None:
         self.requests.labels(dialect, "ok").inc()
-        for stage in STAGES:
-            self.stage_ms.labels(stage.removesuffix("_ms")).observe(getattr(ledger, stage))
+        for stage, histogram in self._stages:
+            histogram.observe(getattr(ledger, stage))
         self.forwards.inc(ledger.forwards)
         self.total_ms.observe(total_ms)
 

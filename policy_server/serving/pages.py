@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import http
 import json
@@ -28,6 +29,8 @@ def page(server: Server, request: Request) -> Response | None:
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
     if path == "/metrics":
+        server.metrics.tasks.set(len(asyncio.all_tasks()))
+        server.metrics.shared_bytes.set(server.engine.requests.used_bytes)
         return _response(200, "text/plain; version=0.0.4; charset=utf-8", server.metrics.text())
     if path == "/info":
         return _json(200, info(server))

@@ -30,7 +30,6 @@ class Arena:
         self.fd = fd
         self.size = size
         self._memory = mmap.mmap(fd, size)
-        self._bytes = np.frombuffer(self._memory, np.uint8)
         self._free: list[tuple[int, int]] = [(0, size)]  # (start, end), sorted, never adjacent
         self._used: dict[int, int] = {}  # start -> end
 
@@ -75,8 +74,7 @@ class Arena:
         return view
 
     def _view(self, start: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        return self._bytes[start : start + count].view(dtype).reshape(shape)
+        return np.ndarray(shape, dtype, self._memory, start)
 
     def close(self) -> None:
         """Closes the descriptor; the mapping goes with the last array that looks into it."""

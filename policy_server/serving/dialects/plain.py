@@ -86,9 +86,10 @@ class Plain:
             return self._reset(fields)
         if endpoint != "infer":
             raise RequestError("unknown endpoint", seen=str(endpoint)[:40], expected="infer or reset")
-        if self.form is None:
-            self.form = self._detect(fields)
-        return Ask(self._request(self.form, fields))
+        form = self.form or self._detect(fields)
+        request = self._request(form, fields)
+        self.form = form  # a refused request settles nothing
+        return Ask(request)
 
     def reply(self, ask: Ask, prediction: Prediction, timing: Timing) -> Out:
         assert self.form is not None

@@ -149,3 +149,32 @@ def slow_load(load_s: float = 1.0, progress=None, **kwargs) -> Echo:
 
 def broken(**kwargs):
     raise RequestError("the checkpoint is not there", fix="wam serve CHECKPOINT")
+
+
+class Matrix(Echo):
+    """A random two-layer network on numpy's BLAS: its bits depend on the batch shape, like a real one's.
+
+    padded: rows of the one batch shape it runs; 0 runs each batch as it comes.
+    """
+
+    def __init__(self, padded: int = 0, **declared) -> None:
+        super().__init__(**declared)
+        self.padded = padded
+        draw = np.random.default_rng(0)
+        self.first = draw.standard_normal((263, 512)).astype(np.float32) / 16
+        self.second = draw.standard_normal((512, 256)).astype(np.float32) / 22
+
+    def infer_batch(self, requests):
+        rows = np.zeros((max(self.padded, len(requests)), 263), np.float32)
+        for row, request in zip(rows, requests, strict=False):
+            row[:256] = np.random.RandomState(request.seed).standard_normal(256)
+            row[256:] = request.observation.state["joint_position"]
+        out = np.tanh(rows @ self.first) @ self.second
+        return [
+            Prediction(ActionChunk(out[i].reshape(32, 8), 0.0, 1 / 15), None, request.seed)
+            for i, request in enumerate(requests)
+        ]
+
+
+def matrix(**kwargs) -> Matrix:
+    return Matrix(**kwargs)
