@@ -97,6 +97,36 @@ class RecordedEpisode:
                     yield frame.to_ndarray(format="rgb24")
 
 
+class RecordedEnv:
+    """The recording as a gymnasium-style environment that no action moves; it waits as a simulator does.
+
+    Observations are {view: image, state: vector}; the reward is minus the mean |action - recorded|.
+    """
+
+    def __init__(self, episode: RecordedEpisode, stride: int = 1) -> None:
+        """`stride`: recorded rows per control step."""
+        self.episode = episode
+        self.stride = stride
+
+    def reset(self, *, seed: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        self._moments = (m for m in self.episode.moments() if m.row % self.stride == 0)
+        self._now = next(self._moments)
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        done = self._now.action
+        reward = 0.0 if done is None else -float(np.abs(action - done).mean())
+        following = next(self._moments, None)
+        self._now = following or self._now
+        return self._observation(), reward, False, following is None, {}
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {**self._now.observation.images, **self._now.observation.state}
+
+    def __str__(self) -> str:
+        return f"{self.episode.recording.path.name}, episode {self.episode.recording.index}"
+
+
 def _video(root: Path, index: int, key: str) -> tuple[Path, float]:
     """The file that holds an episode's video, and the second at which the episode begins in it."""
     info = json.loads((root / "meta" / "info.json").read_text())

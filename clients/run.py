@@ -23,7 +23,7 @@ from wamserve.clients.client import PolicyClient
 from wamserve.clients.live import RunLog, RunReport
 from wamserve.clients.plain import DIALECTS
 from wamserve.clients.player import ChunkPlayer, StateOfRow, Strategy
-from wamserve.clients.recorded import RecordedEpisode, RecordedMap
+from wamserve.clients.recorded import RecordedEnv, RecordedEpisode, RecordedMap
 from wamserve.clients.reply_layout import reply_layout
 from wamserve.clients.wam_v1 import Hello
 from wamserve.embodiments import contract as contracts
@@ -50,6 +50,7 @@ def run(
     turn: Turn = "as_is",
     replan: int = 8,
     strategy: Strategy = "switch",
+    wait: bool = False,
     charge_ms: float = 0.0,
     seed: int = 0,
     steps: int | None = None,
@@ -75,7 +76,8 @@ def run(
         turn: what is done to every image of the environment before it is sent.
         replan: rows played before the next question.
         strategy: how a chunk follows the one before.
-        charge_ms: simulated time an answer takes in the environment.
+        wait: let the recording stand still while the server thinks, instead of going on in real time.
+        charge_ms: time an answer takes on the clock of a world that waits: an environment, or --wait.
         seed: of the environment and the policy.
         steps: control steps at most.
         token_file: file with the server's token.
@@ -103,8 +105,16 @@ def run(
         if strategy == "roll_forward":
             player_options["state_of_row"] = joint_state_of_row(contract)
         views, vectors = images or {}, states or {}
+        pace = Pace(replan, charge_ms / 1e3, strategy, player_options)
+        period = 1.0 / contract.wire.rate_hz
         if episode is not None:
             recorded = RecordedEpisode(episode, index, RecordedMap(views, vectors, actions), instruction)
+        if episode is not None and wait:
+            env: Any = RecordedEnv(recorded, stride_of(recorded, contract))
+            same = GymMap({v: v for v in views}, {v: v for v in vectors}, recorded.instruction, period)
+            most, compare = steps or len(recorded), bool(actions)
+            report = in_gym(client, env, same, contract, pace, seed=seed, steps=most, compare=compare)
+        elif episode is not None:
             report = replay(
                 client,
                 recorded,
@@ -120,12 +130,10 @@ def run(
             for name in gym_import:
                 import_module(name)
             env = gymnasium.make(gym, **(gym_options or {}))
-            period = 1.0 / contract.wire.rate_hz
             mapping = GymMap(views, vectors, instruction, period, turn)
-            pace = Pace(replan, charge_ms / 1e3, strategy, player_options)
             report = in_gym(client, env, mapping, contract, pace, seed=seed, steps=steps or 10_000)
             env.close()
-    print("\n".join(report.lines()))
+    print("\n" + "\n".join(report.lines()))
     if json is not None:
         json.write_text(jsonlib.dumps(report.as_json(), indent=2) + "\n")
         print(f"report: {json}")
@@ -144,14 +152,7 @@ def replay(
     **player_options: Any,
 ) -> RunReport:
     """Sends a recorded episode in real time and plays what comes back, against what was done then."""
-    rate = contract.wire.rate_hz
-    if recorded.rate_hz % rate:
-        raise ContractError(
-            "the episode cannot be thinned to the control rate",
-            seen=f"{recorded.rate_hz} Hz",
-            expected=f"a multiple of {rate} Hz",
-        )
-    stride, period = recorded.rate_hz // rate, 1.0 / rate
+    stride, period = stride_of(recorded, contract), 1.0 / contract.wire.rate_hz
     clock = time.monotonic
     player = ChunkPlayer(
         reply_layout(contract.wire), period, strategy=strategy, clock=clock, **player_options
@@ -189,6 +190,17 @@ def replay(
         return log.report()
 
 
+def stride_of(recorded: RecordedEpisode, contract: Embodiment) -> int:
+    """Recorded rows per control step. ContractError where that is no whole number."""
+    if recorded.rate_hz % contract.wire.rate_hz:
+        raise ContractError(
+            "the episode cannot be thinned to the control rate",
+            seen=f"{recorded.rate_hz} Hz",
+            expected=f"a multiple of {contract.wire.rate_hz} Hz",
+        )
+    return recorded.rate_hz // contract.wire.rate_hz
+
+
 def in_gym(
     client: PolicyClient,
     env: Any,
@@ -198,8 +210,9 @@ def in_gym(
     *,
     seed: int,
     steps: int,
+    compare: bool = False,
 ) -> RunReport:
-    """One episode of an environment, shown live."""
+    """One episode of an environment, shown live. `compare`: minus the reward is an action error."""
     logs: list[RunLog] = []
 
     def meet(player: ChunkPlayer) -> None:
@@ -208,7 +221,7 @@ def in_gym(
     def watch(step: Step) -> None:
         if step.round_trip_ms is not None and step.ledger is not None:
             logs[0].answer(step.round_trip_ms, step.ledger)
-        logs[0].step(step.due)
+        logs[0].step(step.due, error=-step.reward if compare else None)
 
     try:
         episode = drive(
@@ -225,8 +238,9 @@ def in_gym(
     finally:
         for log in logs:
             log.__exit__(None, None, None)
-    said = {None: "not told", True: "yes", False: "no"}[episode.success]
-    print(f"episode       {episode.ended}, success: {said}, reward {episode.total_reward:.3f}")
+    if not compare:
+        said = {None: "not told", True: "yes", False: "no"}[episode.success]
+        print(f"\nepisode       {episode.ended}, success: {said}, reward {episode.total_reward:.3f}")
     return logs[0].report()
 
 

@@ -20,6 +20,7 @@ from wamserve.action_codec.errors import (
     WireError,
 )
 from wamserve.clients import wam_v1, wire
+from wamserve.clients.check import check_request
 from wamserve.clients.plain import Plain, plain_prediction, plain_request, plain_reset
 from wamserve.clients.policy import Prediction, Request
 from wamserve.embodiments.contract import Embodiment
@@ -54,7 +55,7 @@ class Endpoint:
     """A server and how to talk to it. The clients take these fields as keywords."""
 
     uri: str  # ws://host:port or wss://host:port; any path
-    contract: Embodiment | None = None  # the robot's own; None takes the served one as it is
+    contract: Embodiment | None = None  # the robot's own, to check both ends; None takes what is served
     plain: Plain | None = None  # dialect of a server that has no wam.v1
     token: str = ""
     token_scheme: Literal["Bearer", "Api-Key"] = "Bearer"
@@ -162,7 +163,12 @@ class Session:
         return wam_v1.Open(contract.wire_hash, half, client, jpeg)
 
     def ask(self, request: Request, *, stream: bool = False) -> tuple[int, bytes]:
-        """A request's id and frame. RequestError for what the other end has no words for."""
+        """A request's id and frame. RequestError for what the other end has no words for.
+
+        With a contract of our own, what does not fit it is refused before a pixel is sent.
+        """
+        if self.endpoint.contract is not None:
+            check_request(self.endpoint.contract, request)
         if self.plain is not None:
             frame = wire.encode(plain_request(self.plain, request))
             self._ids += 1

@@ -93,6 +93,12 @@ def ask(seed=1, **fields):
     return Request(Observation({"canvas": image}, state, "lift the cube", 12.5), seed=seed, **fields)
 
 
+def observed(request):
+    """The request's observation with the arm at a pose that a Panda can reach."""
+    state = {**request.observation.state, "joint_position": np.array([0, 0, 0, -1.5, 0, 1.5, 0], np.float32)}
+    return dataclasses.replace(request.observation, state=state)
+
+
 def plain_ask(gripper=1):
     return dataclasses.replace(ask(gripper), seed=None)
 
@@ -224,8 +230,16 @@ def test_the_same_contract_is_declared_to_the_server(client_of):
         for message in servers.requests(socket):
             socket.send(servers.answer(message))
 
+    image, state = np.full((540, 640, 3), 128, np.uint8), dict(ask().observation.state)
+    state["joint_position"] = np.array([0, 0, 0, -1.5, 0, 1.5, 0], np.float32)
+    fits = Request(Observation({"canvas": image}, state, "lift the cube"), seed=4)
     with Server(behaviour) as server:
-        client_of(server, contract=droid).infer(ask())
+        client = client_of(server, contract=droid)
+        assert first(client.infer(fits)) == 4
+        with pytest.raises(RequestError, match="joint_position"):  # refused here: nothing is sent
+            state["joint_position"] = state["joint_position"] * 57.3
+            client.infer(fits)
+        assert first(client.infer(dataclasses.replace(fits, observation=observed(fits), seed=6))) == 6
     assert opens[0].wire_sha256 == droid.wire_hash and opens[0].wire["rate_hz"] == 15
 
 

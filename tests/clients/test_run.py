@@ -182,7 +182,7 @@ def test_replay_paces_a_recording_and_reports_rate_latency_age_and_error(droid, 
         code = run(
             server.uri,
             episode=droid,
-            images=VIEWS,
+            images={view: VIEWS["exterior_2"] for view in ("wrist", "exterior_1", "exterior_2")},
             states=STATES,
             actions=ACTIONS,
             instruction="put the cup on the plate",
@@ -203,6 +203,35 @@ def test_replay_paces_a_recording_and_reports_rate_latency_age_and_error(droid, 
     assert [request.step for request in asked[:3]] == [0, 6, 12]
     assert asked[0].observation.instruction == "put the cup on the plate"
     assert "droid_lerobot" in capsys.readouterr().out
+
+
+def test_a_recording_that_waits_is_answered_at_every_question(tmp_path, monkeypatch):
+    """States and actions of the recording are 10 e + k; the server answers with the state it was shown."""
+    folder = lerobot_folder(tmp_path / "set", "v3.0", lengths=(3, 12))
+    out = tmp_path / "report.json"
+    pusht = contract.load("pusht")
+    asked = []
+
+    def behave(request):
+        asked.append(float(request.observation.state[pusht.wire.states[0].name][0]))
+        rows = asked[-1] + np.arange(pusht.wire.chunk, dtype=np.float32)
+        return np.repeat(rows[:, None], 2, 1)
+
+    with Server(serving("pusht", behave)) as server:
+        run(
+            server.uri,
+            episode=folder,
+            index=1,
+            images={pusht.wire.images[0].name: "cam"},
+            states={pusht.wire.states[0].name: "state"},
+            actions=("state", "state"),
+            replan=4,
+            wait=True,
+            json=out,
+        )
+    report = json.loads(out.read_text())
+    assert asked == [10.0, 14.0, 18.0]
+    assert (report["steps"], report["answers"], report["action_error"]) == (12, 3, 0.0)
 
 
 def test_gym_runs_an_environment_to_its_end(capsys):
