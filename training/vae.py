@@ -128,7 +128,12 @@ def train_vae(
         optimizer.step()
         if (step + 1) % 50 == 0 or step + 1 == recipe.steps:
             psnr = 10 * np.log10(4.0 / float((out.detach().clamp(-1, 1) - pixels).square().mean()))
-            row = {"step": step + 1, "loss": float(loss.detach()), "psnr_db": psnr, "s": time.monotonic() - began}
+            row = {
+                "step": step + 1,
+                "loss": float(loss.detach()),
+                "psnr_db": psnr,
+                "s": time.monotonic() - began,
+            }
             with (folder / "training.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             log(f"vae step {step + 1}/{recipe.steps} loss {row['loss']:.4f} psnr {psnr:.2f} dB")

@@ -1,0 +1,142 @@
+"""`wam record`: scripted demonstrations of simulator tasks as a LeRobot v3 data set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from wamserve.action_codec.errors import ContractError, WamError
+from wamserve.action_codec.gripper import gripper_from_gripper
+from wamserve.embodiments.contract import Block, Embodiment
+from wamserve.sim_eval.lerobot import DatasetWriter
+from wamserve.sim_eval.recorded import read_episode
+from wamserve.sim_eval.render import Profile
+from wamserve.training.demonstrate import Demonstration, Disturbance, demonstrate
+from wamserve.training.language import paraphrase
+from wamserve.training.prepare import SourceEpisode
+
+DISTURBED = "disturbed"  # column: the command is a push, not the oracle's wish
+
+
+def record(
+    task: Annotated[str, tyro.conf.Positional],
+    out: Path,
+    episodes: int = 100,
+    seed: int = 1,
+    first: int = 0,
+    push: float = 0.6,
+    profile: Profile = "fast",
+) -> None:
+    """Record an oracle's demonstrations. The same command again goes on where it stopped.
+
+    Args:
+        task: a task with an oracle, e.g. robosuite/Lift.
+        out: folder of the data set; several tasks of one robot may share it, one after the other.
+        episodes: how many of this task.
+        seed: of initial states and pushes.
+        first: initial state of the first episode.
+        push: share of episodes in which the arm is pushed off its path and recovers.
+        profile: render profile; a policy should be scored under the one it learned from.
+    """
+    from wamserve.sim_eval import catalog
+    from wamserve.sim_eval.oracles.policy import oracle_for
+
+    contract = catalog.contract_of(task)
+    if contract is None:
+        raise ContractError(f"{task} has no contract to record under")
+    scene = catalog.make(task, contract, profile)
+    oracle = oracle_for(task, contract)
+    writer = DatasetWriter(out, contract.wire.rate_hz, contract.wire.robot)
+    done = sum(1 for row in writer.episodes if row["source_task"] == task)
+    print(f"wam record: {task}, episodes {done}..{episodes - 1}, seed {seed}, {profile} render, into {out}")
+    for number in range(done, episodes):
+        demo = demonstrate(
+            scene,
+            oracle,
+            contract,
+            instruction=paraphrase(scene.spec.instruction, seed, number),
+            init=first + number,
+            seed=seed,
+            disturbance=Disturbance(share=push),
+        )
+        add_demonstration(writer, contract, demo, first + number, profile)
+        print(f"episode {number}: {len(demo)} steps, {'success' if demo.success else 'failure'}", flush=True)
+    scene.close()
+    won = sum(bool(row["success"]) for row in writer.episodes if row["source_task"] == task)
+    print(f"{won}/{episodes} succeeded\ndata set: {out}")
+
+
+def add_demonstration(
+    writer: DatasetWriter, contract: Embodiment, demo: Demonstration, init: int, profile: str
+) -> None:
+    writer.add(
+        {**columns_from_rows(contract, demo), DISTURBED: demo.disturbed},
+        {
+            key: demo.images[view]
+            for view, key in zip(contract.model.canvas.views, contract.model.canvas.videos, strict=True)
+        },
+        demo.instruction,
+        success=demo.success,
+        source_task=demo.task,
+        init=init,
+        seed=demo.seed,
+        render_profile=profile,
+        wire_hash=contract.wire_hash,
+    )
+
+
+def columns_from_rows(contract: Embodiment, demo: Demonstration) -> dict[str, np.ndarray]:
+    """Commands and measured states under the column names from which the contract reads them back."""
+    columns: dict[str, np.ndarray] = {}
+    grippers = iter(contract.wire.reply.grippers)
+    for block in contract.model.blocks:
+        command = demo.actions[:, block.start : block.stop]
+        if block.gripper_source is not None:
+            reply = next(grippers)
+            command = gripper_from_gripper(command, reply.meaning, block.gripper_source.meaning)
+        elif block.track or block.column_rotation is not None:
+            raise ContractError(
+                f"{contract.name}: block {block.name!r} cannot be recorded from commands",
+                seen=block.kind,
+                expected="joints, positions and grippers",
+            )
+        columns[_column(block, measured=False)] = np.asarray(command, np.float32)
+        for state in contract.wire.states:
+            if state.measures == block.name and (block.state_column or block.state_gripper_source):
+                values = demo.states[state.name]
+                if state.gripper is not None and block.state_gripper_source is not None:
+                    source = block.state_gripper_source
+                    values = gripper_from_gripper(values, state.gripper.meaning, source.meaning)
+                columns[_column(block, measured=True)] = np.asarray(values, np.float32)
+    return columns
+
+
+def _column(block: Block, measured: bool) -> str:
+    """The data set's column for a block's command or measured state; a slice must start at 0."""
+    source = block.state_gripper_source if measured else block.gripper_source
+    spec = source.column if source is not None else (block.state_column if measured else block.column)
+    match = re.fullmatch(r"([^\[\]]+)(?:\[0:\d+\])?", spec)
+    if match is None:
+        raise ContractError("a recorded column must begin at 0", seen=spec)
+    return match.group(1)
+
+
+def source_episodes(folder: Path, contract: Embodiment) -> Iterator[SourceEpisode]:
+    """Successful episodes of a LeRobot folder, for preparing and for training the VAE."""
+    import pyarrow.parquet as pq
+
+    files = sorted((folder / "meta" / "episodes").rglob("*.parquet"))
+    if not files:
+        raise WamError(f"{folder} has no meta/episodes", fix="wam record --help")
+    for row in (row for file in files for row in pq.read_table(file).to_pylist()):
+        if not row.get("success", True):
+            continue
+        episode = read_episode(folder, contract, row["episode_index"])
+        disturbed = np.asarray(episode.columns.get(DISTURBED, np.zeros(len(episode.frames)))) > 0.5
+        columns = {name: values for name, values in episode.columns.items() if name != DISTURBED}
+        yield SourceEpisode(columns, episode.frames, episode.instruction, disturbed.reshape(-1))
