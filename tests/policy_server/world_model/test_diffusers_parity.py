@@ -153,7 +153,7 @@ def test_a_batch_of_four_unlike_requests_equals_four_diffusers_steps(flavour, cl
 
 @FLAVOURS
 def test_a_bf16_step_rounds_where_diffusers_rounds(flavour):
-    """Equal to the bit where the matrix kernels sum in one order; far nearer than bf16 is to fp32 elsewhere."""
+    """To the bit where matrix kernels sum in one order; elsewhere far nearer than bf16 is to fp32."""
     config = SIZES[flavour]
     reference = reference_transformer(config, seed=2)
     network = our_network(reference, config).cast(torch.bfloat16)
