@@ -27,6 +27,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("wamserve.sim_eval.results_cli:compare", "compare runs of one protocol, start by start"),
     "view": ("wamserve.sim_eval.results_cli:view", "write a run's report as one self-contained page"),
     "run": ("wamserve.clients.run:run", "watch a policy server on a recorded episode or in a gym"),
+    "record": ("wamserve.training.record:record", "record scripted demonstrations as a LeRobot data set"),
+    "prepare": ("wamserve.training.cli:prepare", "compute a data set's training windows and video latents"),
+    "train": ("wamserve.training.cli:train", "train or post-train a world-action model"),
+    "train vae": ("wamserve.training.cli:train_vae", "train a small video VAE"),
+    "train start": ("wamserve.training.cli:train_start", "write the checkpoint a small model starts from"),
 }
 
 

@@ -1,0 +1,141 @@
+"""`wam train`, `wam train vae`, `wam train start`, `wam prepare`: from data sets to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tomllib
+import tyro
+
+from wamserve.embodiments.contract import Embodiment, load
+from wamserve.embodiments.prompt import render
+from wamserve.training.config import build
+
+if TYPE_CHECKING:
+    from wamserve.training.vae import Clips
+
+
+def train(config: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Train or resume what a TOML file describes; under torchrun, on all its ranks.
+
+    Args:
+        config: see training/configs/ for the ones behind the shipped checkpoints.
+    """
+    from wamserve.training.config import load as load_config
+    from wamserve.training.loop import train as run
+
+    print(f"checkpoint: {run(load_config(config))}")
+
+
+def train_vae(
+    datasets: Annotated[tuple[str, ...], tyro.conf.Positional], out: Path, recipe: Path | None = None
+) -> None:
+    """Train a small video VAE on the pictures of data sets.
+
+    Args:
+        datasets: LeRobot folders, each as CONTRACT=FOLDER.
+        out: folder of the VAE; the same command again resumes.
+        recipe: TOML with fields of training.vae.VaeRecipe.
+    """
+    from wamserve.training.vae import VaeRecipe
+    from wamserve.training.vae import train_vae as run
+
+    table = tomllib.loads(recipe.read_text()) if recipe is not None else {}
+    clips = [_clips(*_named(name)) for name in datasets]
+    frames = sum(len(clip.frames) for clip in clips)
+    print(f"wam train vae: {frames} frames of {len(datasets)} data sets -> {out}", flush=True)
+    run(build(VaeRecipe, table, str(recipe)), clips, out, lambda line: print(line, flush=True))
+    print(f"vae: {out}")
+
+
+def train_start(
+    datasets: Annotated[tuple[str, ...], tyro.conf.Positional],
+    out: Path,
+    vae: Path,
+    hidden: int = 256,
+    layers: int = 6,
+    intermediate: int = 768,
+    vocabulary: int = 640,
+    seed: int = 0,
+) -> None:
+    """Write the untrained checkpoint that `wam train` starts from.
+
+    Args:
+        datasets: CONTRACT=FOLDER, whose instructions the tokenizer learns.
+        out: folder of the checkpoint.
+        vae: folder of `wam train vae`.
+    """
+    from dataclasses import replace
+
+    from wamserve.policy_server.world_model.config import preset
+    from wamserve.training.small import start_small
+
+    config = replace(
+        preset("mid-nano"),
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+    )
+    prompts = []
+    for name in datasets:
+        contract, folder = _named(name)
+        prompts += [render(contract.model, text) for text in _instructions(folder)]
+    start_small(out, config, vae, prompts, seed)
+    print(f"checkpoint: {out}")
+
+
+def prepare(dataset: Annotated[str, tyro.conf.Positional], out: Path, vae: Path, hop: int = 2) -> None:
+    """Compute a data set's video latents once, for every window training may draw.
+
+    Args:
+        dataset: CONTRACT=FOLDER of a LeRobot data set.
+        out: folder of the prepared data.
+        vae: folder of the VAE that the checkpoint has.
+        hop: rows between the starts of windows.
+    """
+    from wamserve.training.prepare import prepare as run
+    from wamserve.training.record import source_episodes
+
+    contract, folder = _named(dataset)
+    meta = run(
+        source_episodes(folder, contract),
+        contract,
+        vae,
+        out,
+        hop=hop,
+        log=lambda line: print(line, flush=True),
+    )
+    print(f"{meta.windows} windows: {out}")
+
+
+def _named(dataset: str) -> tuple[Embodiment, Path]:
+    from wamserve.action_codec.errors import WamError
+
+    contract, equals, folder = dataset.partition("=")
+    if not equals or not Path(folder).is_dir():
+        raise WamError(
+            "not a data set", seen=dataset, expected="CONTRACT=FOLDER, e.g. panda_joint=data/panda"
+        )
+    return load(contract), Path(folder)
+
+
+def _instructions(folder: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return [str(text) for text in pq.read_table(folder / "meta" / "tasks.parquet")["task"].to_pylist()]
+
+
+def _clips(contract: Embodiment, folder: Path) -> Clips:
+    from wamserve.embodiments.canvas import fit_frame
+    from wamserve.training.record import source_episodes
+    from wamserve.training.vae import Clips
+
+    frames = [
+        fit_frame(episode.canvas, contract.model.canvas.tier).pixels
+        for episode in source_episodes(folder, contract)
+    ]
+    lengths = np.array([len(frame) for frame in frames])
+    return Clips(np.concatenate(frames), np.cumsum(lengths) - lengths, lengths)
