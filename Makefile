@@ -25,7 +25,7 @@ $(OPENPI):
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/wam --help
+	./demo.sh
 
 test: lint $(OPENPI)
 	$(BIN)/pytest -m "not slow and not gpu"

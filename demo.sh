@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Serves a policy over websocket, scores 20 Lift episodes against it, writes the report. Usage: demo.sh [RUN]
+set -euo pipefail
+cd "$(dirname "$0")"
+wam=.venv/bin/wam
+run=${1:-runs/demo}
+port=${PORT:-8765}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+
+if [ -f checkpoints/panda-small/model_index.json ]; then
+  serve=($wam serve checkpoints/panda-small --port "$port")
+  eval=(--render fast --video --replan-horizon 16)
+else
+  echo "No trained checkpoint ships yet: a scripted oracle with privileged sight stands in for the model."
+  serve=($wam serve --factory wamserve.sim_eval.oracles.policy:panda_joint_oracle --port "$port")
+  eval=(--render fast)
+fi
+
+"${serve[@]}" &
+server=$!
+trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
+until curl -fs "http://127.0.0.1:$port/readyz" >/dev/null 2>&1; do
+  kill -0 $server || { echo "the server did not start" >&2; exit 1; }
+  sleep 0.5
+done
+$wam eval robosuite/Lift --policy "ws://127.0.0.1:$port" --episodes 20 --workers 1 --run "$run" "${eval[@]}"
+$wam score "$run"
+$wam view "$run"
