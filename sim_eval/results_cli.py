@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -83,9 +84,9 @@ def score_episodes(
     report = run_score(
         *(dynamics_model(policy, embodiment), policy, recorded, modes, hop, clips),
         *(samples, rollout_chunks, seed),
-        tick=lambda what: print(f"\r{what:<40}", end="", flush=True),
+        tick=lambda what: print(f"  {what:<60}", end="\r", flush=True) if sys.stdout.isatty() else None,
     )
-    print("\r" + "\n".join(lines(report)))
+    print("\n".join(lines(report)))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(plain(report), indent=1, allow_nan=False) + "\n")
@@ -242,3 +243,24 @@ def score_store(store: RunStore, frames: FrameSource, verify: bool = False) -> R
     from wamserve.sim_eval.score import score_run
 
     return score_run(store, contract_of(store), opener(store, frames), verify)
+
+
+def export(run: Annotated[Path, tyro.conf.Positional], out: Path) -> int:
+    """Write RUN's recorded episodes as a LeRobot v3 data set.
+
+    Args:
+        run: run directory with recordings.
+        out: folder of the data set; must be absent or empty.
+    """
+    from wamserve.action_codec.errors import RunError
+    from wamserve.sim_eval.lerobot_export import export_run
+    from wamserve.sim_eval.store import RunStore
+
+    with RunStore.open(run) as store:
+        contract, open_task = contract_of(store), opener(store, "rendered")
+        if contract is None or open_task is None:
+            raise RunError(f"{run} has no contract that names its columns", seen=store.info.protocol.contract)
+        print(f"exporting {run} as LeRobot v3, frames rendered again")
+        count = export_run(store, out, contract, open_task)
+    print(f"data set: {out}, {count} episodes")
+    return 0

@@ -111,3 +111,22 @@ def toy_run(path, outcomes, policy="alpha", imagine=True, finish=True, seed=0, *
     if finish:
         run.finish()
     return run
+
+
+class ToyTask:
+    """The toy world behind the recordings: its state is the square's position."""
+
+    def __init__(self, spec, shift=0.0):
+        self.spec, self.shift, self.at, self.closed = spec, shift, None, False
+
+    def restore(self, sim_state):
+        self.at = sim_state + [self.shift, 0]
+
+    def render(self):
+        return {"top": toy_frame(self.at)}
+
+    def success(self):
+        return bool(self.at[0] >= 50.0)
+
+    def close(self):
+        self.closed = True

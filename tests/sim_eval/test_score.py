@@ -12,26 +12,6 @@ from wamserve.sim_eval import frames, score, statistics
 from wamserve.sim_eval.metrics.video import Rectangle
 from wamserve.sim_eval.store import RunStore
 
-
-class ToyTask:
-    """The toy world behind the recordings: its state is the square's position."""
-
-    def __init__(self, toys, spec, shift=0.0):
-        self.toys, self.spec, self.shift, self.at, self.closed = toys, spec, shift, None, False
-
-    def restore(self, sim_state):
-        self.at = sim_state + [self.shift, 0]
-
-    def render(self):
-        return {"top": self.toys.toy_frame(self.at)}
-
-    def success(self):
-        return bool(self.at[0] >= 50.0)
-
-    def close(self):
-        self.closed = True
-
-
 # One lagging square: of 128 x 128 pixels, 4 columns x 32 rows are background instead of square on each side.
 GAP = np.array([230, 90, 40], float) - 60
 LAG_MSE = 2 * 4 * 32 * (GAP**2).sum() / (128 * 128 * 3)
@@ -53,7 +33,7 @@ def test_headline_is_wilson_and_the_suite_is_a_mean_over_tasks(toys, tmp_path):
 
 def test_consistency_from_rendered_frames_is_the_hand_number(toys, tmp_path):
     run = toys.toy_run(tmp_path / "r", {"toy/Push": [1, 0, 1]})
-    result = score.score_run(run, load("pusht"), lambda spec: ToyTask(toys, spec))
+    result = score.score_run(run, load("pusht"), lambda spec: toys.ToyTask(spec))
     # 3 episodes x 3 chunks x 4 executed rows; the imagined square lags one step behind at every one of them
     assert result.consistency_frames == "rendered" and result.consistency.frames == 36
     assert result.consistency.psnr_db == pytest.approx(LAG_DB, abs=1e-9)
@@ -74,7 +54,7 @@ def test_rows_that_were_not_executed_as_imagined_are_not_scored(toys, tmp_path):
     recording = run.recording(run.episodes()[0])
     recording["chunk_actions"][1] += 1.0  # what was executed is not what this chunk said
     recording["chunk_actions"][2, 2:] += 1.0
-    chunks = frames.imagined_chunks(recording, load("pusht"), ToyTask(toys, toys.toy_spec()))
+    chunks = frames.imagined_chunks(recording, load("pusht"), toys.ToyTask(toys.toy_spec()))
     assert [chunk.steps for chunk in chunks] == [(1, 2, 3, 4), (), (1, 2)]
 
 
@@ -83,7 +63,7 @@ def test_success_is_judged_again_from_the_last_state(toys, tmp_path):
     made = []
 
     def open_task(spec, shift=0.0):
-        made.append(ToyTask(toys, spec, shift))
+        made.append(toys.ToyTask(spec, shift))
         return made[-1]
 
     assert score.score_run(run, open_task=open_task, verify=True).successes == 2
