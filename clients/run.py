@@ -25,7 +25,7 @@ from wamserve.clients.plain import DIALECTS
 from wamserve.clients.player import ChunkPlayer, StateOfRow, Strategy
 from wamserve.clients.recorded import RecordedEnv, RecordedEpisode, RecordedMap
 from wamserve.clients.reply_layout import reply_layout
-from wamserve.clients.wam_v1 import Hello
+from wamserve.clients.wam_v1 import Hello, Loading
 from wamserve.embodiments import contract as contracts
 from wamserve.embodiments.contract import Embodiment
 
@@ -92,8 +92,12 @@ def run(
         print(f"a plain {plain} server: seeds are not carried")
     own = contracts.load(embodiment) if embodiment else None
     token = token_file.read_text().strip() if token_file else ""
+
+    def loading(progress: Loading) -> None:
+        print(f"the server is not warm yet: {progress.stage} {100 * progress.fraction:.0f} %", flush=True)
+
     with PolicyClient(
-        policy, plain=dialect, contract=None if plain else own, token=token, jpeg_quality=jpeg
+        policy, plain=dialect, contract=own, token=token, jpeg_quality=jpeg, on_loading=loading
     ) as client:
         print(f"connecting to {policy} ...", flush=True)
         hello = client.connect()

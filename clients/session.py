@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -64,6 +65,7 @@ class Endpoint:
     timeouts: Timeouts = Timeouts()
     backoff: Backoff = Backoff()
     limits: wire.Limits = wire.LIMITS
+    on_loading: Callable[[wam_v1.Loading], None] | None = None  # sees a cold server's progress
 
     def __post_init__(self) -> None:
         if not self.uri.startswith(("ws://", "wss://")):
@@ -116,7 +118,6 @@ class Session:
         self.ready = False
         self.hello: wam_v1.Hello | None = None  # of a wam.v1 server
         self.metadata: dict[str, Any] = {}  # of a plain server
-        self.loading: wam_v1.Loading | None = None  # last progress of a server that is not warm yet
         self._ids = 0
         self._asked: tuple[int, Request | None] | None = None  # plain: the one request under way
         self._before_video: dict[int, Answer] = {}
@@ -133,7 +134,8 @@ class Session:
         if isinstance(message, wam_v1.Failure):
             raise wam_v1.error_from(message)
         if isinstance(message, wam_v1.Loading):
-            self.loading = message
+            if self.endpoint.on_loading is not None:
+                self.endpoint.on_loading(message)
             return None
         if isinstance(message, wam_v1.Hello) and self.hello is None:
             self.hello = message

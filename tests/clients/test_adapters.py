@@ -255,7 +255,7 @@ def raw_observation(environments=2):
         )
     }
     proprio = {
-        "arm_joint_pos": np.arange(7 * environments, dtype=np.float32).reshape(environments, 7),
+        "arm_joint_pos": np.array([[0, -0.6, 0, -2.5, 0, 1.9, 0.1 * n] for n in range(environments)], "f4"),
         "gripper_pos": np.full((environments, 1), 0.25, np.float32),
     }
     return {
@@ -303,7 +303,9 @@ def test_robolab_gets_joint_targets_chunk_by_chunk(isaac_free_robolab):
         10,
         20,
     ]
-    assert observation.state["joint_position"].tolist() == list(range(7, 14))
+    np.testing.assert_array_equal(
+        observation.state["joint_position"], np.array([0, -0.6, 0, -2.5, 0, 1.9, 0.1], np.float32)
+    )
     assert observation.state["gripper_position"].tolist() == [0.25]
     assert requests[0].session.endswith("episode-0-env-1") and requests[2].session.endswith("env-0")
 

@@ -46,7 +46,8 @@ def test_robosuites_panda_has_its_flange_and_tool_where_the_table_says():
         mujoco.mj_forward(model, data)
         ours = link_poses(CHAIN, q)
         np.testing.assert_allclose(ours[:7, :3, 3], data.xpos[links] - data.xpos[base], atol=1e-9)
-        np.testing.assert_allclose(ours[7, :3, 3], data.xpos[hand] - data.xpos[base], atol=1e-9)
         z = data.xmat[hand].reshape(3, 3)[:, 2]
-        tool = data.xpos[hand] - data.xpos[base] + 0.1034 * z
-        np.testing.assert_allclose(tool_position(CHAIN, q, 0.1034), tool, atol=1e-9)
+        # robosuite mounts the hand 106.5 mm after the last joint, half a millimetre before the flange.
+        flange = data.xpos[hand] - data.xpos[base] + 0.0005 * z
+        np.testing.assert_allclose(ours[7, :3, 3], flange, atol=1e-9)
+        np.testing.assert_allclose(tool_position(CHAIN, q, 0.1034), flange + 0.1034 * z, atol=1e-9)
