@@ -75,7 +75,7 @@ def serve(
         deterministic: Equal seeds give equal bytes, whatever other clients do: one fixed batch shape.
         seed: Of the seeds that follow from a request's session and step.
         max_batch: Requests of equal shape that share one forward pass.
-        batch_wait_ms: How long a request waits for company while the engine is free.
+        batch_wait_ms: How long a request waits for company while the engine is free and others are connected.
         max_queue: Requests that wait for the engine before the next one is told "overloaded".
         max_connections: Websockets open at once.
         max_in_flight: Requests of one wam.v1 connection that wait at once.
@@ -175,7 +175,7 @@ class Terminal:
             print(f"ready at {self.url}", flush=True)
             return
         tenths = int(10 * engine.fraction)
-        words = f"{engine.state} {engine.stage}" + (f" {10 * tenths} %" if tenths else "")
+        words = (engine.stage or engine.state) + (f" {10 * tenths} %" if tenths else "")
         if words != self._last:
             print(words.strip(), file=sys.stderr, flush=True)
             self._last = words

@@ -72,7 +72,9 @@ class Server:
         self.metrics = Metrics()
         self.on_change = on_change
         self.engine = Engine(engine, self._engine_changed)
-        self.scheduler = Scheduler(self.engine, rules or BatchRules(), self.metrics)
+        self.scheduler = Scheduler(
+            self.engine, rules or BatchRules(), self.metrics, lambda: len(self.conversations)
+        )
         self.recorder = Recorder(self.settings.record) if self.settings.record is not None else None
         self.version = f"wamserve {version('wamserve')}"
         self.conversations: set[Conversation] = set()

@@ -90,6 +90,10 @@ class Batcher:
         self._forget(job)
         return True
 
+    def clients(self) -> int:
+        """How many connections have a request waiting."""
+        return len(self._lines)
+
     def oldest(self) -> float | None:
         """Arrival of the job that waits longest."""
         return min((line[0].arrived for line in self._lines.values()), default=None)

@@ -67,7 +67,7 @@ class EngineProcess:
         kwargs = dict(message["kwargs"])
         if "progress" in inspect.signature(factory).parameters:
             kwargs["progress"] = self.progress
-        self.progress("load", 0.0)
+        self.progress("loading", 0.0)
         self.policy = factory(**kwargs)
         self.progress("warm up", 0.0)
         if hasattr(self.policy, "warm_up"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 from wamserve.action_codec.errors import PolicyError, PolicyLate, PolicyUnavailable, WamError
@@ -32,8 +32,11 @@ class BatchRules:
 class Scheduler:
     """`await answer(request, client)` gives the prediction or raises the WamError that befell it."""
 
-    def __init__(self, engine: Engine, rules: BatchRules, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, rules: BatchRules, metrics: Metrics, connections: Callable[[], int]
+    ) -> None:
         self.engine = engine
+        self.connections = connections  # open now: who might still join a batch
         self.rules = rules
         self.metrics = metrics
         self.queue = Batcher(rules.max_batch, rules.max_queue)
@@ -96,12 +99,14 @@ class Scheduler:
             await asyncio.Event().wait()
 
     async def _company(self) -> None:
-        """Returns when a batch should leave: it is full, or its oldest request has waited long enough."""
+        """Returns when a batch should leave: it is full, nobody else is connected who could join it, or its
+        oldest request has waited long enough."""
         while True:
             oldest = self.queue.oldest()
             if oldest is not None:
                 left = oldest + self.rules.batch_wait_ms / 1e3 - time.perf_counter()
-                if left <= 0 or self.queue.fullest() >= self.rules.max_batch:
+                alone = self.queue.clients() >= self.connections()
+                if left <= 0 or alone or self.queue.fullest() >= self.rules.max_batch:
                     return
             self._wake.clear()
             try:

@@ -56,7 +56,7 @@ async def test_first_frame_waits_for_the_model_while_health_is_answered(serving,
                 await websocket.recv()
         assert (await get(server, "/healthz"))[:2] == (200, "OK\n")
         status, body, _ = await get(server, "/readyz")
-        assert status == 503 and json.loads(body)["stage"] in ("load", "weights", "")
+        assert status == 503 and json.loads(body)["stage"] in ("loading", "weights", "")
         assert wire.decode(await websocket.recv()) == {}
         assert (await get(server, "/readyz"))[0] == 200
 
