@@ -134,6 +134,10 @@ class SafetyGovernor:
         self.check_pose(q)
         self._last = q
 
+    def rebase(self, q: Array) -> None:
+        """The command in force is now `q` [7]: where the arm was brought to rest, inside the limits."""
+        self._last = np.asarray(q, np.float64)
+
     def check_pose(self, q: Array) -> None:
         """Raises MotionRefused for joints outside their ranges or a tool outside the workspace."""
         if q.shape != (7,) or not np.isfinite(q).all():
@@ -166,7 +170,9 @@ class SafetyGovernor:
         if rows.ndim != 2 or rows.shape[1] != 7 or rows.dtype.kind not in "fiu" or len(rows) == 0:
             return Note("refused", "width", rows.shape[-1] if rows.ndim else 0, 7)
         if not np.isfinite(rows).all():
-            return Note("refused", "not finite", float("nan"), 0.0, int(np.argwhere(~np.isfinite(rows))[0][1]))
+            return Note(
+                "refused", "not finite", float("nan"), 0.0, int(np.argwhere(~np.isfinite(rows))[0][1])
+            )
         if late < -self.period:
             return Note("refused", "from the future", -late, self.period)
         if due >= len(rows):
@@ -220,6 +226,11 @@ class SafetyGovernor:
             notes.append(Note("clamped", "tool speed", float(bounded.tool_step), most))
         if bounded.outside > 0.0:
             notes.append(
-                Note("refused" if bounded.fraction == 0.0 else "clamped", "workspace", float(bounded.outside), 0.0)
+                Note(
+                    "refused" if bounded.fraction == 0.0 else "clamped",
+                    "workspace",
+                    float(bounded.outside),
+                    0.0,
+                )
             )
         return tuple(notes)

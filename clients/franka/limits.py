@@ -91,7 +91,9 @@ FR3 = ArmLimits(
 def intersection(a: ArmLimits, b: ArmLimits, name: str) -> ArmLimits:
     """What both arms accept."""
     if a.curve is not None and b.curve is not None:
-        raise ContractError("two position-dependent speed limits cannot be joined", seen=f"{a.name}, {b.name}")
+        raise ContractError(
+            "two position-dependent speed limits cannot be joined", seen=f"{a.name}, {b.name}"
+        )
 
     def least(x: Seven, y: Seven) -> Seven:
         return tuple(map(min, x, y))  # type: ignore[return-value]

@@ -130,7 +130,9 @@ class Smoother:
         if result not in (self._ruckig.Result.Working, self._ruckig.Result.Finished):
             return None
         out = self._out
-        return Reference(np.array(out.new_position), np.array(out.new_velocity), np.array(out.new_acceleration))
+        return Reference(
+            np.array(out.new_position), np.array(out.new_velocity), np.array(out.new_acceleration)
+        )
 
     def _set(self, state: Reference) -> None:
         self._state = state

@@ -34,9 +34,7 @@ def test_robosuites_panda_has_its_flange_and_tool_where_the_table_says():
         model.jnt_qposadr[mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_JOINT, f"robot0_joint{i}")]
         for i in range(1, 8)
     ]
-    links = [
-        mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, f"robot0_link{i}") for i in range(1, 8)
-    ]
+    links = [mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, f"robot0_link{i}") for i in range(1, 8)]
     hand = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, "robot0_right_hand")
     base = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, "robot0_link0")
     rng = np.random.default_rng(1)
