@@ -17,6 +17,16 @@ VERSION = "v3.0"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CHUNK = 1000  # files per folder
+# LeRobot reads tasks.parquet with pandas and takes the text from the index.
+TASKS_PANDAS = {
+    "index_columns": ["task"],
+    "column_indexes": [],
+    "columns": [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
+        for name, kind, dtype in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
+    ],
+    "pandas_version": "2.0.0",
+}
 
 
 @dataclass
@@ -49,8 +59,10 @@ class DatasetWriter:
             self._features = saved["features"]
             self._sums = {k: [np.array(x) for x in v] for k, v in saved["sums"].items()}
 
-    def __len__(self) -> int:
-        return len(self._episodes)
+    @property
+    def episodes(self) -> list[dict[str, Any]]:
+        """One row per finished episode, as in meta/episodes."""
+        return list(self._episodes)
 
     def add(
         self,
@@ -144,7 +156,8 @@ class DatasetWriter:
             pa.Table.from_pylist(self._episodes), meta / "episodes" / "chunk-000" / "file-000.parquet"
         )
         tasks = {"task_index": list(self._tasks.values()), "task": list(self._tasks)}
-        pq.write_table(pa.table(tasks), meta / "tasks.parquet")
+        table = pa.table(tasks).replace_schema_metadata({"pandas": json.dumps(TASKS_PANDAS)})
+        pq.write_table(table, meta / "tasks.parquet")
         frames = self._episodes[-1]["dataset_to_index"]
         info = {
             "codebase_version": VERSION,
