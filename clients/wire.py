@@ -29,11 +29,13 @@ LIMITS = Limits()
 # Marker keys are msgpack *bin*, in this order: the bytes openpi-client writes.
 _ARRAY, _SCALAR, _JPEG = b"__ndarray__", b"__npgeneric__", b"__jpeg__"
 
+_OPENPI_ARRAY_KEYS = frozenset({_ARRAY, b"data", b"dtype", b"shape"})
 _ARRAY_KEYS = frozenset({"__ndarray__", "data", "dtype", "shape"})
 _SCALAR_KEYS = frozenset({"__npgeneric__", "data", "dtype"})
 _JPEG_KEYS = frozenset({"__jpeg__", "data", "shape"})
 # The msgpack-numpy package: arrays have nd = true, scalars nd = false and neither kind nor shape.
-_MSGPACK_NUMPY_ARRAY_KEYS = frozenset({"nd", "type", "kind", "shape", "data"})
+_MSGPACK_NUMPY_OPENPI_ARRAY_KEYS = frozenset({_ARRAY, b"data", b"dtype", b"shape"})
+_ARRAY_KEYS = frozenset({"nd", "type", "kind", "shape", "data"})
 _MSGPACK_NUMPY_SCALAR_KEYS = frozenset({"nd", "type", "data"})
 _MARKERS = frozenset({"__ndarray__", "__npgeneric__", "__jpeg__"})
 
@@ -151,7 +153,9 @@ class _Budget:
         return value
 
     def map(self, value: dict[Any, Any]) -> Any:
-        self._count(1)
+        self._count(0)
+        if len(value) == 4 and _ARRAY in value and value.keys() == _OPENPI_ARRAY_KEYS:  # the common case
+            return array_from(value[b"data"], value[b"dtype"], value[b"shape"], self.limits)
         if all(type(key) is str for key in value) and _MARKERS.isdisjoint(value) and "nd" not in value:
             self.items += len(value)
             return value
