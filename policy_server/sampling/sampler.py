@@ -11,21 +11,12 @@ from torch import Tensor
 from wamserve.action_codec.errors import RequestError
 from wamserve.policy_server.sampling.guidance import Guidance, combine
 from wamserve.policy_server.sampling.schedule import Schedule
+from wamserve.policy_server.sampling.start import Start, check_start
 from wamserve.policy_server.sampling.unipc import unipc_rows
 from wamserve.policy_server.world_model.layout import TokenLayout
 from wamserve.policy_server.world_model.network import Velocity, WorldModel
 from wamserve.policy_server.world_model.prompt_kv import PromptKV
 from wamserve.policy_server.world_model.tokens import RequestPlan
-
-
-@dataclass(frozen=True)
-class Start:
-    """The given values of a batch and the noise for the rest."""
-
-    latents: Tensor  # [B, C, T, h, w] fp32, normalised; read where a frame is clean
-    actions: Tensor  # [B, Ta, action_dim] fp32, zero past the raw width; read where a row is clean
-    video_noise: Tensor  # like latents
-    action_noise: Tensor  # like actions
 
 
 @dataclass(frozen=True)
@@ -138,30 +129,3 @@ def prepare(
         unconditional = unconditional.rows([0] * len(plans))
     other = TokenLayout.build(network.config, shape, plans, unconditional.lengths, *place)
     return layout, TokenLayout.concat([layout, other]), PromptKV.concat([prompt, unconditional])
-
-
-def check_start(network: WorldModel, plans: Sequence[RequestPlan], start: Start) -> None:
-    """Raises RequestError unless every tensor has the batch's shape and only finite numbers."""
-    if not plans:
-        raise RequestError("no request in the batch", seen=0, expected="one plan or more")
-    config, plan = network.config, plans[0]
-    latents = (len(plans), config.latent_channel, len(plan.video_clean), *start.latents.shape[-2:])
-    actions = (len(plans), len(plan.action_clean), config.action_dim)
-    for name, expected in (
-        ("latents", latents),
-        ("video_noise", latents),
-        ("actions", actions),
-        ("action_noise", actions),
-    ):
-        tensor = getattr(start, name)
-        if tuple(tensor.shape) != expected:
-            raise RequestError(f"{name} have the wrong shape", seen=tuple(tensor.shape), expected=expected)
-        if not bool(torch.isfinite(tensor).all()):
-            raise RequestError(f"{name} hold NaN or infinity", seen="not finite", expected="finite numbers")
-    for row, one in enumerate(plans):
-        if bool(start.actions[row, :, one.raw_action_dim :].any()):
-            raise RequestError(
-                "padded action channels must be zero",
-                seen=f"values past channel {one.raw_action_dim} in row {row}",
-                expected=f"zeros in channels {one.raw_action_dim}..{config.action_dim - 1}",
-            )

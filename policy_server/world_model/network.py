@@ -161,11 +161,22 @@ class WorldModel(nn.Module):
         return self
 
     def prefill(self, token_ids: Tensor, lengths: Sequence[int] | None = None) -> PromptKV:
-        """Runs the text tower: token_ids [B, S] int64, of which row b uses the first lengths[b]."""
+        """Runs the text tower: token_ids [B, S] int64, of which row b uses the first lengths[b].
+
+        Raises RequestError for lengths or ids that do not fit, e.g. those of another tokenizer.
+        """
         batch, longest = token_ids.shape
         lengths = (longest,) * batch if lengths is None else tuple(lengths)
         if len(lengths) != batch or not all(1 <= n <= longest for n in lengths):
             raise RequestError("prompt lengths do not fit", seen=lengths, expected=f"{batch} in 1..{longest}")
+        low, high = token_ids.aminmax()
+        if low < 0 or high >= self.config.vocab_size:
+            raise RequestError(
+                "token ids past the vocabulary",
+                seen=f"{int(low)}..{int(high)}",
+                expected=f"0..{self.config.vocab_size - 1}",
+                fix="the tokenizer in the checkpoint's text_tokenizer/ folder",
+            )
         cos, sin = rotary_tables(self.config, text_positions(longest).to(token_ids.device), self.dtype)
         x = self.embed_tokens(token_ids)
         keys, values = [], []

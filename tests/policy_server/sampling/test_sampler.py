@@ -72,6 +72,7 @@ def test_guidance_of_one_modality_reaches_the_other_only_through_the_network(net
         (dict(latents=torch.zeros(1, 48, 3, 4, 4)), "latents have the wrong shape"),
         (dict(actions=torch.zeros(1, 5, 8)), "actions have the wrong shape"),
         (dict(action_noise=torch.zeros(1, 4, 64)), "action_noise have the wrong shape"),
+        (dict(actions=torch.zeros(1, 5, 64).double()), "not fp32 where the network is; seen: torch.float64"),
         (dict(video_noise=torch.full((1, 48, 2, 4, 4), float("nan"))), "video_noise hold NaN"),
         (dict(actions=torch.full((1, 5, 64), float("inf"))), "actions hold NaN or infinity"),
         (dict(actions=torch.ones(1, 5, 64)), "padded action channels must be zero"),

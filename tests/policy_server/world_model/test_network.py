@@ -259,3 +259,7 @@ def test_prompts_join_and_split_without_loss(random_network):
     assert joined.rows([1, 0, 1]).lengths == (5, 12, 5)
     with pytest.raises(RequestError, match="prompt lengths"):
         network.prefill(first[None], [13])
+    with pytest.raises(
+        RequestError, match=r"token ids past the vocabulary; seen: 4\.\.507; expected: 0\.\.506"
+    ):
+        network.prefill(torch.tensor([[4, 507]]))
