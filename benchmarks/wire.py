@@ -1,7 +1,7 @@
 """What our codec costs beside openpi's on the same bytes: `python benchmarks/wire.py [--rounds 400]`.
 
-The peer is openpi_client.msgpack_numpy where that package is installed; otherwise its 20 lines as published in
-0.1.2, restated here. Both run in turns in one process, so that a busy machine slows both; ratios are what counts.
+The peer is openpi_client.msgpack_numpy where that package is installed; otherwise its 20 lines as published
+in 0.1.2, restated here. Both run in turns in one process, so that a busy machine slows both alike.
 """
 
 from __future__ import annotations

@@ -34,8 +34,7 @@ _ARRAY_KEYS = frozenset({"__ndarray__", "data", "dtype", "shape"})
 _SCALAR_KEYS = frozenset({"__npgeneric__", "data", "dtype"})
 _JPEG_KEYS = frozenset({"__jpeg__", "data", "shape"})
 # The msgpack-numpy package: arrays have nd = true, scalars nd = false and neither kind nor shape.
-_MSGPACK_NUMPY_OPENPI_ARRAY_KEYS = frozenset({_ARRAY, b"data", b"dtype", b"shape"})
-_ARRAY_KEYS = frozenset({"nd", "type", "kind", "shape", "data"})
+_MSGPACK_NUMPY_ARRAY_KEYS = frozenset({"nd", "type", "kind", "shape", "data"})
 _MSGPACK_NUMPY_SCALAR_KEYS = frozenset({"nd", "type", "data"})
 _MARKERS = frozenset({"__ndarray__", "__npgeneric__", "__jpeg__"})
 
@@ -203,10 +202,10 @@ def array_from(data: object, dtype: object, shape: object, limits: Limits = LIMI
     dims = _shape_from(shape)
     if not isinstance(data, bytes):
         raise WireError("array data must be bytes", seen=type(data).__name__)
-    # Zero-sized dimensions must not hide absurd ones.
-    if math.prod(max(dim, 1) for dim in dims) * kind.itemsize > max(limits.message_bytes, 1):
-        raise WireError("the array is too large", seen=f"{kind.str} {list(dims)}")
     expected = math.prod(dims) * kind.itemsize
+    # Zero-sized dimensions must not hide absurd ones; otherwise the data bounds them.
+    if expected == 0 and math.prod(max(dim, 1) for dim in dims) * kind.itemsize > limits.message_bytes:
+        raise WireError("the array is too large", seen=f"{kind.str} {list(dims)}")
     if len(data) != expected:
         raise WireError(
             "array data does not fit its shape",
