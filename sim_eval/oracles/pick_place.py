@@ -20,9 +20,12 @@ from wamserve.sim_eval.oracles.kinematics import joints_for_pose
 
 HOVER = 0.07  # m above the grasp before descending
 NEAR = 0.008  # m
+ALIGNED = 0.005  # m off the grasp's axis before going down
 OPEN_M = 0.08
 WIDTH_PER_S = 0.20  # m/s, how fast the hand closes and opens, measured in robosuite
-SQUEEZE_S = 0.25  # from touch to a firm grip
+TOLD = 0.2  # per control step: robosuite ramps its gripper command
+STUCK = 0.05  # m above the grasp at which an arm that no longer sinks closes where it is
+SQUEEZE_S = 0.35  # from touch to a firm grip
 SPEED = 0.35  # m/s of a planned joint path
 TURN = 1.5  # rad/s
 OSC_METRES, OSC_RADIANS = 0.05, 0.5  # one unit of an OSC command
@@ -38,6 +41,7 @@ class Scene:
     eef_vel: np.ndarray  # [3] m/s
     finger_axis: np.ndarray  # [2] unit, from the right finger to the left
     gripper_width: float  # m
+    gripper_told: float  # -1 .. 1: where the fingers have been sent, 1 closed; moves by TOLD a step
     base_pos: np.ndarray  # [3] of the arm
     grasp_pos: np.ndarray  # [3] where the grip site must be to grasp the object
     grasp_axis: np.ndarray  # [2] unit, finger axis to grasp along; its sign means nothing
@@ -51,7 +55,7 @@ class Scene:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray], prefix: str = "privileged/") -> Scene:
-        scalars = ("gripper_width", "object_width", "travel_z")
+        scalars = ("gripper_width", "gripper_told", "object_width", "travel_z")
         flags = ("grasped", "placed")
         fields = [f for f in cls.__dataclass_fields__ if f not in ("turn_vel", "held_s")]
         missing = [name for name in fields if prefix + name not in state]
@@ -87,24 +91,31 @@ def decide(s: Scene) -> Want:
         stalled = abs(s.eef_vel[2]) < 0.01 and here[2] < s.place_pos[2] + 0.02
         if off < 2 * NEAR and (s.placed or here[2] < s.place_pos[2] + 0.006 or stalled):
             return Want(here, axis, False)
-        if off < 1.5 * NEAR or (off < 3 * NEAR and here[2] < s.travel_z - 0.03):
-            return Want(s.place_pos, axis, True)
-        if here[2] < s.travel_z - 0.03:
+        if off < 1.5 * NEAR or (off < 3 * NEAR and here[2] < s.travel_z - 0.06):
+            return Want(s.place_pos - [0.0, 0.0, 0.015], axis, True)  # beyond it: no creeping at the end
+        if here[2] < s.travel_z - 0.06:
             return Want(np.array([*here[:2], s.travel_z]), axis, True)
         return Want(np.array([*s.place_pos[:2], s.travel_z]), axis, True)
-    if s.placed:
-        return Want(here + [0.0, 0.0, 0.08], axis, False)
+    letting_go = bool(np.linalg.norm((s.place_pos - here)[:2]) < 3 * NEAR and here[2] < s.place_pos[2] + 0.03)
+    if s.placed or letting_go:
+        rise = 0.08 if s.placed or s.gripper_told < -0.9 else 0.0
+        return Want(here + [0.0, 0.0, rise], axis, False)
     above = here[2] - s.grasp_pos[2]
     off = float(np.linalg.norm((s.grasp_pos - here)[:2]))
     turn = abs(turn_between(axis, s.grasp_axis))
     low = above < HOVER - 0.02
-    if s.gripper_width < s.object_width - 0.012 and above < 0.03:  # closed on nothing: open up and retry
-        return Want(s.grasp_pos + [0.0, 0.0, 2 * HOVER], s.grasp_axis, False)
-    if not ((off < NEAR and turn < 0.08) or (low and off < 2 * NEAR and turn < 0.2)):
+    told_open = s.gripper_told < -0.95
+    if above < STUCK and s.gripper_width < max(s.object_width - 0.012, 0.0015):
+        return Want(s.grasp_pos + [0.0, 0.0, 2 * HOVER], axis, True)  # closed on nothing: leave, then retry
+    if above < STUCK and off < 3 * NEAR and not told_open:  # closing: see it through
+        return Want(here, axis, True)
+    if above >= STUCK and not told_open:  # open before going down
+        return Want(s.grasp_pos + [0.0, 0.0, HOVER], s.grasp_axis, False)
+    if not ((off < ALIGNED and turn < 0.08) or (low and off < 2 * NEAR and turn < 0.2)):
         if above < 0.03 and off > 0.03:  # rise before crossing the table
             return Want(np.array([*here[:2], s.grasp_pos[2] + HOVER]), s.grasp_axis, False)
         return Want(s.grasp_pos + [0.0, 0.0, HOVER], s.grasp_axis, False)
-    stalled = abs(s.eef_vel[2]) < 0.01 and above < 0.02
+    stalled = abs(s.eef_vel[2]) < 0.02 and above < STUCK
     return Want(s.grasp_pos, s.grasp_axis, above < 0.009 or stalled)
 
 
@@ -145,7 +156,10 @@ def plan(scene: Scene, contract: Embodiment, rows: int, gain: float = 0.8) -> np
 def osc_command(scene: Scene, want: Want, gain: float) -> np.ndarray:
     """OSC delta [6] toward a goal: base-frame translation, then rotation vector."""
     command = np.zeros(6)
-    command[:3] = np.clip((want.pos - scene.eef_pos) / OSC_METRES * gain, -1, 1)
+    gap = want.pos - scene.eef_pos
+    # The goal is set anew from where the arm is at every step: small commands drown in joint friction.
+    gains = np.where(np.abs(gap) < 0.01, 2.5 * gain, gain)
+    command[:3] = np.clip(gap / OSC_METRES * gains, -1, 1)
     command[5] = np.clip(turn_between(scene.finger_axis, want.axis) / OSC_RADIANS * 0.6, -1, 1)
     return command
 
@@ -206,13 +220,20 @@ def _after(moved: Scene, before: Scene, want: Want, period: float) -> Scene:
     else:
         width, held = min(moved.gripper_width + WIDTH_PER_S * period, OPEN_M), 0.0
         grasped = before.grasped and width < moved.object_width + 0.01
+    told = min(max(before.gripper_told + (TOLD if want.closed else -TOLD), -1.0), 1.0)
     grasp_pos, placed = moved.grasp_pos, before.placed
     if grasped:
         grasp_pos = grasp_pos + (moved.eef_pos - before.eef_pos)
     elif before.grasped and not np.isnan(moved.place_pos).any():
         placed = bool(np.linalg.norm(moved.eef_pos - moved.place_pos) < 0.02)
     return replace(
-        moved, gripper_width=width, held_s=held, grasped=grasped, grasp_pos=grasp_pos, placed=placed
+        moved,
+        gripper_width=width,
+        gripper_told=told,
+        held_s=held,
+        grasped=grasped,
+        grasp_pos=grasp_pos,
+        placed=placed,
     )
 
 

@@ -230,7 +230,7 @@ class _Grasp:
         middle = body + self.offset
         grasp = np.array([*(middle + self.rim)[:2], body[2] + self.grasp_z])
         grip = np.array(sim.data.site_xpos[sim.model.site_name2id(panda.grip_site(env))])
-        grasped = bool(env._check_grasp(panda.hand(env), env.objects_dict[self.target]))
+        grasped = panda.holds(env, env.objects_dict[self.target])
         held = (grip if grasped else grasp) - middle  # from the object's middle to the hand
         site = self.place in env.object_sites_dict
         if site:

@@ -40,6 +40,16 @@ def hand(env: Any) -> Any:
     return gripper["right"] if isinstance(gripper, dict) else gripper
 
 
+def told_closed(env: Any) -> float:
+    """Where the fingers have been sent so far: -1 open .. 1 closed. The command ramps, 0.2 a step."""
+    return float(hand(env).current_action[-1])
+
+
+def holds(env: Any, geoms: Any) -> bool:
+    """Both fingers touch the object and have been told to close for long enough to press on it."""
+    return told_closed(env) > 0.7 and bool(env._check_grasp(hand(env), geoms))
+
+
 def finger_axis(env: Any) -> np.ndarray:
     """Unit direction [2] in the table plane from the right finger to the left."""
     prefix, sim = _prefix(env), env.sim
@@ -135,6 +145,7 @@ class Arm:
             "eef_vel": np.array(data.get_site_xvelp(self._site_name)),
             "finger_axis": finger_axis(self._env),
             "gripper_width": np.array([self._width()]),
+            "gripper_told": np.array([told_closed(self._env)]),
             "base_pos": np.array(data.body_xpos[self._env.sim.model.body_name2id("robot0_base")]),
         }
 

@@ -55,7 +55,7 @@ def _cube_scene(env: Any, body: int, cube: Any, lift: float) -> Scene:
         "grasp_pos": position - [0.0, 0.0, 0.002],
         "grasp_axis": axis / max(float(np.linalg.norm(axis)), 1e-6),
         "object_width": np.array([2 * half]),
-        "grasped": np.array([float(env._check_grasp(env.robots[0].gripper["right"], cube))]),
+        "grasped": np.array([float(panda.holds(env, cube))]),
         "travel_z": np.array([lift]),
         "place_pos": np.full(3, np.nan),
         "placed": np.zeros(1),
@@ -86,7 +86,7 @@ def _can(env: Any) -> Scene:
         "grasp_pos": position + [0.0, 0.0, 0.01],
         "grasp_axis": panda.finger_axis(env),  # round: any direction does
         "object_width": np.array([width]),
-        "grasped": np.array([float(env._check_grasp(env.robots[0].gripper["right"], can))]),
+        "grasped": np.array([float(panda.holds(env, can))]),
         "travel_z": np.array([bin_pos[2] + 0.30]),
         "place_pos": bin_pos + [0.0, 0.0, 0.10],
         "placed": np.array([float(inside)]),
