@@ -21,6 +21,7 @@ class Limits:
 
     message_bytes: int = 64 * 2**20  # whole frame
     items: int = 16_384  # elements of all lists and maps of a message together; arrays count as one map
+    list_items: int = 2048  # elements of one list: msgpack allocates it as soon as its header claims them
     depth: int = 32  # containers inside containers
 
 
@@ -105,8 +106,7 @@ def decode(data: object, limits: Limits = LIMITS, *, jpeg: bool = False) -> Any:
             strict_map_key=True,
             object_hook=budget.map,
             list_hook=budget.list,
-            # msgpack allocates a list when it reads its header: bound what a header may claim.
-            max_array_len=limits.items,
+            max_array_len=limits.list_items,
             max_map_len=limits.items,
             max_ext_len=0,
             ext_hook=_refuse_ext,
