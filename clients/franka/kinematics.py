@@ -8,7 +8,7 @@ from wamserve.embodiments.contract import Kinematics
 
 
 def link_poses(chain: Kinematics, joints: np.ndarray) -> np.ndarray:
-    """Joint angles [..., J], rad -> poses [..., J + 1, 4, 4] of every joint frame and of the flange, in the base.
+    """Joint angles [..., J], rad -> poses [..., J + 1, 4, 4] of the joint frames and the flange, in the base.
 
     Modified Denavit-Hartenberg (Craig): each joint is Rx(alpha) Tx(a) Rz(q) Tz(d). Metres.
     """
@@ -34,6 +34,6 @@ def link_poses(chain: Kinematics, joints: np.ndarray) -> np.ndarray:
 
 
 def tool_position(chain: Kinematics, joints: np.ndarray, tool: float) -> np.ndarray:
-    """Joint angles [..., J] -> the point `tool` metres beyond the flange along its z, [..., 3] in the base."""
+    """Joint angles [..., J] -> the point `tool` metres along z from the flange, [..., 3] in the base."""
     flange = link_poses(chain, joints)[..., -1, :, :]
     return flange[..., :3, 3] + tool * flange[..., :3, 2]

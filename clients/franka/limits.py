@@ -16,7 +16,7 @@ ArmName = Literal["portable", "panda", "fr3"]
 
 
 def _seven(value: float) -> Seven:
-    return (value,) * 7  # type: ignore[return-value]
+    return (value,) * 7
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class SafetyLimits:
     """What we allow. Every default lies inside the portable table; a looser one is refused."""
 
     arm: ArmLimits = PORTABLE
-    margin_low: Seven = _seven(0.1)  # rad kept from the lower ends
+    margin_low: Seven = (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)  # rad kept from the lower ends
     margin_high: Seven = (0.1, 0.1, 0.1, 0.2, 0.1, 0.2, 0.1)  # rad kept from the upper ends
     velocity: float = 1.0  # rad/s, every joint; 0.3 for first runs
     acceleration: float = 2.0  # rad/s^2; the impedance backend allows 4

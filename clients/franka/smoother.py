@@ -70,7 +70,7 @@ class Smoother:
         return ahead
 
     def _unsafe(self, state: Reference) -> Note | None:
-        """Why no step may end in `state`: its braking path leaves the workspace, or the tool gets too fast."""
+        """Why no step may end in `state`: its braking path leaves the workspace, or the tool is too fast."""
         limits = self.limits
         beyond = self._beyond_workspace(self._braking_path(state))
         if beyond > 0.0:

@@ -84,7 +84,8 @@ def test_slow_motion_scales_time_and_leaves_targets_where_they_are(flight):
     np.testing.assert_allclose(decision.wish, swing(passed + POSITION.lead), atol=2e-4)
     for rate in (0.5, 0.75, 1.0, 1.0):
         f.step()
-        f.pilot.offer(f.chunk(lambda t, at=f.pilot.policy_clock() - start: swing(t + at)))
+        at = f.pilot.policy_clock() - start
+        f.pilot.offer(f.chunk(lambda t, at=at: swing(t + at)))
         assert f.pilot.policy_clock.rate == rate
 
 
