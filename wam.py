@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "score a model's forward and inverse dynamics on recorded episodes",
     ),
     "compare": ("wamserve.sim_eval.results_cli:compare", "compare runs of one protocol, start by start"),
+    "import robolab": ("wamserve.sim_eval.results_cli:import_robolab", "read RoboLab's results as a run"),
     "export": ("wamserve.sim_eval.results_cli:export", "write a run as a LeRobot v3 data set"),
     "view": ("wamserve.sim_eval.results_cli:view", "write a run's report as one self-contained page"),
     "run": ("wamserve.clients.run:run", "watch a policy server on a recorded episode or in a gym"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -13,6 +13,7 @@ from wamserve.sim_eval.statistics import Interval, PairedCounts
 from wamserve.sim_eval.store import EpisodeRow, RunStore
 
 TEN_POINTS = 0.10
+Key = tuple[str, int, int]  # task, initial state, repeat
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,11 @@ def _verdict(
     tasks = sorted({key[0] for key in rows_a} & {key[0] for key in rows_b})
     if not tasks:
         raise RunError(f"{runs[a].path} and {runs[b].path} share no task")
-    listed = {
-        task.name for task in runs[a].info.protocol.tasks if _same_starts_for_any_seed(task.init_states)
-    }
+    starts = {spec.name: spec.init_states for spec in runs[a].info.protocol.tasks}
     keys = [
         key
         for key in sorted(rows_a.keys() & rows_b.keys())
-        if rows_a[key].seed == rows_b[key].seed or key[0] in listed
+        if _same_start(starts[key[0]], rows_a[key].seed, rows_b[key].seed)
     ]
     if keys:
         pairs = [(rows_a[key], rows_b[key]) for key in keys]
@@ -158,16 +157,35 @@ def _verdict(
         counts=None,
         unmatched=len(rows_a) + len(rows_b) - numbers[1] - numbers[3],
         difference=statistics.unpaired_difference(*numbers, confidence),
-        over_tasks=None,
+        over_tasks=_over_task_means(rows_a, rows_b, tasks, confidence),
         progress=None,
         p=statistics.fisher_exact(*numbers),
         confidence=confidence,
     )
 
 
-def _same_starts_for_any_seed(init_states: str) -> bool:
-    """Whether initial state i is the same scene whatever the episode's seed: a stored list, not a draw."""
-    return "seed" not in init_states and "unrecorded" not in init_states
+def _same_start(init_states: str, seed_a: int, seed_b: int) -> bool:
+    """Whether initial state i of both runs is one scene: drawn from equal seeds, or from a stored list."""
+    if init_states == "unrecorded":
+        return False
+    return seed_a == seed_b or "seed" not in init_states
+
+
+def _over_task_means(
+    rows_a: Mapping[Key, EpisodeRow],
+    rows_b: Mapping[Key, EpisodeRow],
+    tasks: Sequence[str],
+    confidence: float,
+) -> Interval | None:
+    """Difference of task means: the tasks are shared even where their starts are not."""
+    if len(tasks) < statistics.FEWEST_TASKS:
+        return None
+
+    def mean(rows: Mapping[Key, EpisodeRow], task: str) -> float:
+        outcomes = [row.success for key, row in rows.items() if key[0] == task]
+        return sum(outcomes) / len(outcomes)
+
+    return statistics.task_bootstrap({t: [mean(rows_b, t) - mean(rows_a, t)] for t in tasks}, confidence)
 
 
 def _over_tasks(pairs: Sequence[tuple[EpisodeRow, EpisodeRow]], confidence: float) -> Interval | None:

@@ -264,3 +264,26 @@ def export(run: Annotated[Path, tyro.conf.Positional], out: Path) -> int:
         count = export_run(store, out, contract, open_task)
     print(f"data set: {out}, {count} episodes")
     return 0
+
+
+def import_robolab(
+    results: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    replan_horizon: int = 0,
+    simulator: str = "unrecorded",
+) -> int:
+    """Read RoboLab's episode_results.jsonl into a run directory, for score, compare and view.
+
+    Args:
+        results: output/<timestamp>_<policy>/episode_results.jsonl, or the older .json array.
+        out: run directory to make.
+        replan_horizon: open-loop horizon of the client that made them (0: unknown).
+        simulator: "Isaac Sim 5.1.0, Isaac Lab 2.3.2" and the like; it goes into the protocol card.
+    """
+    from wamserve.sim_eval.robolab_import import import_robolab as read
+    from wamserve.sim_eval.score import summary
+
+    with read(results, out, replan_horizon, simulator) as store:
+        print("\n".join(summary(score_store(store, "seen"))))
+    print(f"run: {out}")
+    return 0
