@@ -86,7 +86,7 @@ def random_policy(
 
     with tempfile.TemporaryDirectory(prefix="wamserve-random-") as folder:
         write_random_checkpoint(Path(folder), preset, seed=weights_seed)
-        return load_policy(folder, embodiment, card="random-weights", **options)  # type: ignore[arg-type]
+        return load_policy(folder, embodiment, **{"card": "random-weights", **options})  # type: ignore[arg-type]
 
 
 def check_card(opened: Checkpoint, card: PolicyCard, contract: Embodiment) -> None:

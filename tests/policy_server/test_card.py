@@ -42,6 +42,13 @@ def test_shipped_cards_sample_as_table_21_and_name_contracts_that_exist(card):
                 card.check_use(contract, mode)
 
 
+@pytest.mark.parametrize("name", [DROID, EDGE, NANO, SUPER])
+def test_cards_of_public_checkpoints_pin_the_model_half_they_were_trained_with(name):
+    """A contract edited in any field the training depends on no longer loads under these weights."""
+    pinned = {entry.embodiment: entry.model_sha256 for entry in shipped_cards()[name].trained}
+    assert pinned == {embodiment: load(embodiment).model_hash for embodiment in pinned}
+
+
 def test_only_edge_limits_guidance_to_the_first_step():
     cards = shipped_cards()
     assert cards[EDGE].policy.interval == (960.0, 1001.0)
@@ -77,8 +84,9 @@ def test_a_contract_that_changed_since_training_is_refused():
     with pytest.raises(CheckpointError, match="trained with another model half of droid_lerobot"):
         card.check_use(moved, "policy")
     spoken = replace(droid, model=replace(droid.model, prompt_format="plain"))
+    unpinned = replace(card, trained=(Trained("droid_lerobot", ("policy",)),))
     with pytest.raises(CheckpointError, match="word prompts differently; seen: plain; expected: json"):
-        shipped_cards()[DROID].check_use(spoken, "policy")
+        unpinned.check_use(spoken, "policy")
 
 
 def test_requests_override_inside_the_bounds_only():
