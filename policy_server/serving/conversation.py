@@ -142,13 +142,17 @@ class Conversation:
         return engine.ready.is_set() and not closed.done()
 
     async def _take(self, frame: bytes | str, arrived: float) -> None:
+        heard: Ask | Forget | Out | None = None
         try:
-            heard = self.dialect.receive(frame)
-            if not self.rate.take():
+            within = self.rate.take()
+            # Only a wam.v1 failure names its request, and so is worth the decoding.
+            if within or isinstance(self.dialect, Wam):
+                heard = self.dialect.receive(frame)
+            if not within:
                 raise PolicyOverloaded("too many requests", expected=f"<= {self.rate.rate:g} per second")
         except WamError as error:
             self._count(error)
-            await self._send(self.dialect.fail(error))
+            await self._send(self.dialect.fail(error, heard if isinstance(heard, Ask) else None))
             return
         if isinstance(heard, Out):
             await self._send(heard)
@@ -156,7 +160,7 @@ class Conversation:
             for session in heard.sessions:
                 await self.server.engine.reset(self._session(session))
             await self._send(Out((heard.reply,)))
-        else:
+        elif heard is not None:
             decode_ms = 1e3 * (time.perf_counter() - arrived)
             if isinstance(self.dialect, Wam):
                 task = asyncio.ensure_future(self._answer(heard, arrived, decode_ms))

@@ -69,6 +69,7 @@ class Engine:
         self._born = 0.0
         self._batch = 0
         self._pending: asyncio.Future[dict[str, Any]] | None = None
+        self._done: list[dict[str, Any]] = []  # reports on the pending batch, one per rank
         self._read: list[int] = []  # batches whose reply blocks the engine may free
         self._restart: asyncio.TimerHandle | None = None
         self.requests: Arena
@@ -107,6 +108,7 @@ class Engine:
         self._read = []
         arena = self.requests
         self._pending = asyncio.get_running_loop().create_future()
+        self._done = []
         try:
             for member in self._members:
                 await member.send(message)
@@ -169,7 +171,9 @@ class Engine:
                 self.error = None
                 self.ready.set()
         elif kind == "done" and self._pending is not None and not self._pending.done():
-            self._pending.set_result(message)
+            self._done.append(message)
+            if len(self._done) == len(self._members):
+                self._pending.set_result(next(each for each in self._done if each["results"] is not None))
         elif kind == "failed":
             self.error = unpack_error(message["error"])
 

@@ -86,7 +86,8 @@ class EngineProcess:
             kind = message["type"]
             if kind == "batch":
                 for batch in message["read"]:
-                    self._written.pop(batch).free()
+                    if (writer := self._written.pop(batch, None)) is not None:
+                        writer.free()
                 self.answer(message)
             elif kind == "reset":
                 self.policy.reset(message["session"])
@@ -100,6 +101,8 @@ class EngineProcess:
         results = self._infer(requests)
         infer_ms = 1e3 * (time.perf_counter() - start)
         if self.rank != 0:
+            # Serving reuses the frames of a batch once every rank is done with them.
+            self.channel.send({"type": "done", "batch": message["batch"], "results": None})
             return
         writer = Writer(self.replies)
         packed = [
@@ -152,6 +155,8 @@ def die_with_parent() -> None:
 def main() -> int:
     die_with_parent()
     keep_freed_memory()
+    # What a policy prints goes to stderr; the server's stdout has two lines that programs read.
+    os.dup2(2, 1)
     logging.basicConfig(level=logging.INFO, format="engine %(levelname)s %(message)s")
     # Both may go to the whole process group; serving drains first, then closes the channel.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -65,6 +65,8 @@ class Echo:
                 raise ValueError("secret /root/model.py broke")
             if words.startswith("sleep "):
                 time.sleep(float(words.split()[1]))
+            if words == "die rank 1" and os.environ.get("RANK") == "1":
+                os.kill(os.getpid(), 9)
             if words == "die":
                 os.kill(os.getpid(), 9)
         if self.delay_s:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from wamserve.clients import wire
 from wamserve.clients.policy import Observation, Request
-from wamserve.policy_server.serving.auth import Tokens, exposure_warning
+from wamserve.policy_server.serving.auth import Tokens, exposure_warning, tls_context
 from wamserve.policy_server.serving.scheduler import BatchRules
 
 
@@ -136,6 +138,38 @@ async def test_kill_9_of_the_engine_costs_the_requests_in_it_and_no_socket(servi
         for websocket in (one, queued, idle):
             assert "action" in await infer(websocket, messages.small())
         assert server.engine.restarts == 1
+
+
+async def test_ranks_run_each_batch_in_step_and_fall_together(serving, talk):
+    async with serving(engine={"ranks": 2}) as server, talk(server) as websocket:
+        await websocket.recv()
+        first = set(server.engine.pids)
+        assert len(first) == 2
+        for seed in range(5):
+            reply = await infer(websocket, messages.small(seed=seed))
+            np.testing.assert_array_equal(reply["action"], expected(messages.small(seed=seed)))
+        assert "died" in await infer(websocket, messages.small(prompt="die rank 1"))
+        assert "action" in await infer(websocket, messages.small())
+        assert len(server.engine.pids) == 2 and not first & set(server.engine.pids)
+
+
+async def test_tls_serves_the_same_wire(serving, talk, tmp_path):
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    trusting = ssl.create_default_context(cafile=certificate)
+    async with serving(tls=tls_context(certificate, key)) as server:
+        assert server.url.startswith("wss://")
+        async with talk(server, ssl=trusting) as websocket:
+            assert wire.decode(await websocket.recv()) == {}
+            assert "action" in await infer(websocket, messages.cosmos())
+        with pytest.raises(ssl.SSLError):
+            async with talk(server, ssl=ssl.create_default_context()):
+                pass
 
 
 async def test_an_engine_that_never_loads_ends_the_server_with_its_reason(serving, talk):
@@ -266,12 +300,12 @@ async def test_an_oversize_frame_ends_its_connection_and_no_other(serving, talk)
 
 
 async def test_a_reader_that_stands_still_is_dropped(serving, talk):
-    start = serving(arguments={"video_bytes": 32 << 20}, send_timeout_s=0.5)
+    start = serving(arguments={"video_bytes": 16 << 20}, send_timeout_s=2.0)
     async with start as server, talk(server, close_timeout=0.2) as stuck, talk(server) as other:
         await stuck.recv(), await other.recv()
         stuck.transport.pause_reading()
         await stuck.send(messages.packed(messages.small()))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while len(server.conversations) > 1:
                 await asyncio.sleep(0.05)
         assert "action" in await infer(other, messages.small())
