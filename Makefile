@@ -15,6 +15,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install -q -e '.[server,sim,train,test]'
 	# robosuite and hf-libero pin each other out and pull CUDA builds: their needs are in [sim] instead.
 	$(BIN)/pip install -q --no-deps robosuite==1.5.2 hf-libero==0.1.4 gym-pusht==0.1.8 bddl==1.0.1
+	# The report is tested in a browser. Without root the test skips and says so.
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; fi || true
 	touch $@
 
 # The real openpi client and server, apart because they pin numpy < 2; they run with numpy 2 all the same.
@@ -22,9 +25,6 @@ $(OPENPI):
 	$(PYTHON) -m venv .venv-openpi
 	.venv-openpi/bin/pip install -q --no-deps openpi-client==0.1.2 openpi-server==0.1.0
 	.venv-openpi/bin/pip install -q 'numpy>=2,<3' 'websockets>=15' msgpack dm-tree pillow typing_extensions
-	# The report is tested in a browser. Without root the test skips and says so.
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
-	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; fi || true
 	touch $@
 
 demo: $(STAMP)
