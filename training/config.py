@@ -49,6 +49,15 @@ class Trainable:
 
 
 @dataclass(frozen=True)
+class Card:
+    """How the finished checkpoint is to be sampled; written into its policy card."""
+
+    name: str = "untitled"
+    guidance: float = 3.0  # of the policy mode
+    dynamics_steps: int = 50  # of forward and inverse dynamics
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """`wam train CONFIG.toml`."""
 
@@ -60,6 +69,7 @@ class TrainConfig:
     objective: Objective = field(default_factory=Objective)
     optimizer: Optimizer = field(default_factory=Optimizer)
     trainable: Trainable = field(default_factory=Trainable)
+    card: Card = field(default_factory=Card)
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"  # of the forward pass; weights and optimizer stay fp32
     gradient_checkpointing: bool = False
@@ -72,7 +82,7 @@ class TrainConfig:
     def fingerprint(self) -> str:
         """What must be equal for a state to be resumed; longer training of the same run is allowed."""
         table = dataclasses.asdict(self)
-        for free in ("out", "save_every", "log_every", "validate_every"):
+        for free in ("out", "card", "save_every", "log_every", "validate_every"):
             table.pop(free)
         return json.dumps(table, sort_keys=True)
 

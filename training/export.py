@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from wamserve.policy_server.world_model.checkpoint import Checkpoint, diffusers_name_from_framework
+from wamserve.clients.policy import Mode
+from wamserve.embodiments.contract import Embodiment
+from wamserve.policy_server.card import CARD_FILE, Bounds, PolicyCard, Sampling, Trained, write_card
+from wamserve.policy_server.world_model.checkpoint import (
+    Checkpoint,
+    diffusers_name_from_framework,
+    open_checkpoint,
+    weights_hash,
+)
 from wamserve.policy_server.world_model.network import KEEP_FP32, WorldModel
+from wamserve.training.config import TrainConfig
 from wamserve.training.ranks import Ranks, whole
 
 STEM = "diffusion_pytorch_model"
@@ -66,6 +77,33 @@ def export_checkpoint(
         _name_shards(folder / "transformer", files, names, total)
     ranks.wait()
     return folder
+
+
+def export_card(config: TrainConfig, embodiments: Sequence[Embodiment], folder: Path) -> None:
+    """The policy card beside the weights: the modes and contracts that were trained, and nothing else."""
+    modes = tuple(mode for mode in get_args(Mode) if config.objective.modes.get(mode, 0.0) > 0)
+    shift = config.objective.sigma_shift
+
+    def sampling(steps: int, guidance: float) -> Sampling:
+        return Sampling(steps, guidance, shift, schedule="framework", noise="torch")
+
+    dynamics = sampling(config.card.dynamics_steps, 1.0)
+    card = PolicyCard(
+        name=config.card.name,
+        source=f"wam train, {config.steps} steps of {config.batch} samples, seed {config.seed}",
+        prompt_format=embodiments[0].model.prompt_format,
+        trained=tuple(
+            Trained(name, modes, model_hash)
+            for name, model_hash in dict.fromkeys((e.name, e.model_hash) for e in embodiments)
+        ),
+        policy=sampling(4, config.card.guidance),
+        fd=dynamics,
+        id=dynamics,
+        bounds=Bounds((1, 100), (1.0, 10.0)),
+        weights_sha256=weights_hash(open_checkpoint(folder)),
+        untrained="Only what is listed was in its training data.",
+    )
+    write_card(card, folder / CARD_FILE)
 
 
 def _name_shards(folder: Path, files: list[Path], names: dict[str, str], total: int) -> None:

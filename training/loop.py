@@ -21,7 +21,7 @@ from wamserve.policy_server.world_model.network import WorldModel
 from wamserve.policy_server.world_model.prompt_kv import PromptKV
 from wamserve.policy_server.world_model.text import PromptTokenizer, load_tokenizer
 from wamserve.training.config import TrainConfig
-from wamserve.training.export import export_checkpoint
+from wamserve.training.export import export_card, export_checkpoint
 from wamserve.training.objective import Losses, flow_losses
 from wamserve.training.parameters import (
     Average,
@@ -105,7 +105,10 @@ class Trainer:
                 self._save()
         self.average.swap(self.network.named_parameters())
         merge_lora(self.network)
-        return export_checkpoint(self.network, self.checkpoint, self.out / "checkpoint", self.ranks)
+        folder = export_checkpoint(self.network, self.checkpoint, self.out / "checkpoint", self.ranks)
+        if self.ranks.first:
+            export_card(self.config, [data.embodiment for data in self.data], folder)
+        return folder
 
     def _train_step(self) -> tuple[Losses, float]:
         self.network.train()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from wamserve.action_codec.errors import WamError
 from wamserve.training.config import Data, Optimizer, Trainable, TrainConfig
 from wamserve.training.loop import train
+from wamserve.training.objective import Objective
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -106,6 +107,17 @@ def test_trained_folder_opens_in_diffusers(config):
     folder = train(replace(config, steps=1, save_every=1), quiet)
     _, report = Cosmos3OmniTransformer.from_pretrained(folder / "transformer", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def test_card_beside_the_weights_names_what_was_trained_and_nothing_else(config):
+    from wamserve.embodiments.contract import load
+    from wamserve.policy_server.card import CARD_FILE, read_card
+
+    folder = train(replace(config, steps=1, objective=Objective(modes={"fd": 1.0})), quiet)
+    card = read_card(folder / CARD_FILE)
+    assert [(t.embodiment, t.modes) for t in card.trained] == [("pusht", ("fd",))]
+    assert card.trained[0].model_sha256 == load("pusht").model_hash
+    assert card.modes(load("droid_lerobot")) == ()
 
 
 def test_state_of_another_configuration_is_refused(config):
