@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +18,8 @@ from tyro.conf import Positional, arg
 from wamserve.action_codec.errors import RequestError
 from wamserve.clients.policy import Mode, Observation, Prediction, Request
 from wamserve.policy_server.progress import Progress, progress_bar
+
+Space = Literal["raw", "model"]
 
 if TYPE_CHECKING:
     from wamserve.embodiments.contract import Embodiment
@@ -39,7 +42,7 @@ def infer(
     start: Annotated[int, arg(help="control row of the episode, or frame of the video")] = 0,
     state: Annotated[Path | None, arg(help="JSON object: state name -> numbers")] = None,
     actions: Annotated[Path | None, arg(help="fd: rows as .json, .npz or .npy")] = None,
-    actions_in: Annotated[str, arg(help="what --actions holds: raw units, or model space")] = "raw",
+    actions_in: Annotated[Space, arg(help="what --actions holds: robot units, or model space")] = "raw",
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
@@ -161,7 +164,7 @@ def _request(
     start: int,
     state: Path | None,
     actions: Path | None,
-    actions_in: str,
+    actions_in: Space,
 ) -> Request:
     from wamserve.policy_server.clip import clip_from_episode, clip_from_video
     from wamserve.policy_server.media import read_states, read_video
@@ -208,16 +211,28 @@ def _images(contract: Embodiment, image: tuple[str, ...]) -> dict[str, np.ndarra
     return {view: read_image(Path(file)) for view, file in _pairs("--image", image).items()}
 
 
-def _actions(policy: WorldActionPolicy, file: Path | None, space: str) -> np.ndarray | None:
+def _actions(policy: WorldActionPolicy, file: Path | None, space: Space) -> np.ndarray | None:
     """fd rows in raw units; the file's first `chunk` rows."""
     from wamserve.policy_server.media import read_actions
 
     if file is None:
         return None
-    if space not in ("raw", "model"):
-        raise RequestError("what --actions holds is not known", seen=space, expected="raw or model")
-    rows = read_actions(file)[: policy.contract.model.chunk]
-    return policy.codec.raw_from_model(rows) if space == "model" else rows
+    model = policy.contract.model
+    rows = read_actions(file)[: model.chunk]
+    if space == "model":
+        return policy.codec.raw_from_model(rows)
+    for block in model.layout.blocks:
+        turned = block.rotation_columns
+        if turned is None or turned.stop - turned.start != 6 or rows.shape[1] != model.width:
+            continue
+        off = np.abs(np.linalg.norm(rows[:, turned].reshape(-1, 2, 3), axis=-1) - 1).max()
+        if off > 1e-3:
+            print(
+                f"warning: the rot6d columns of {block.name!r} are {off:.3f} off unit length; "
+                "rows in model space need --actions-in model",
+                file=sys.stderr,
+            )
+    return rows
 
 
 def _pairs(option: str, words: tuple[str, ...]) -> dict[str, str]:

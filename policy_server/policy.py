@@ -189,7 +189,9 @@ class WorldActionPolicy:
         fit, frames = jobs[0].frame.fit, len(jobs[0].plan.video_clean)
         content = (fit.content_height, fit.content_width)
         size = latent_size((fit.height, fit.width), content)
-        pixels = torch.cat([pixels_from_uint8(job.frame.pixels).to(self.network.device) for job in jobs])
+        # One byte a pixel crosses to the device; floats are made there.
+        frames_of = (torch.from_numpy(np.ascontiguousarray(job.frame.pixels)) for job in jobs)
+        pixels = torch.cat([pixels_from_uint8(one.to(self.network.device)) for one in frames_of])
         if jobs[0].request.mode == "id":
             return crop_content(self.vae.encode_video(pixels), content)
         latents = torch.zeros(len(jobs), self.vae.channels, frames, *size, device=self.network.device)

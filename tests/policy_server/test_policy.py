@@ -290,6 +290,21 @@ def test_a_head_left_as_initialised_is_refused_whatever_the_card_says(folder, tm
     load_policy(copy, "droid_lerobot", card="random-weights")
 
 
+def test_a_damaged_vae_or_tokenizer_is_refused_before_the_first_forward(tmp_path):
+    copy = write_random_checkpoint(tmp_path / "damaged", "tiny-edge")
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"no VAE can be read from .*vae"):
+        load_policy(copy, "pusht", card="random-weights")
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"no VAE can be read from .*vae"):
+        load_policy(copy, "pusht", card="random-weights")
+    (copy / "text_tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no text_tokenizer/tokenizer_config\.json"):
+        load_policy(copy, "pusht", card="random-weights")
+
+
 def test_weights_are_compared_with_the_cards_hash(folder, tmp_path):
     from wamserve.policy_server.card import write_card
 
