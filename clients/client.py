@@ -104,7 +104,7 @@ class PolicyClient:
         start = time.monotonic()
         link.socket.send(frame)
         while True:
-            received = link.receive(start + self.endpoint.timeouts.request, "the answer")
+            received = link.receive(start, self.endpoint.timeouts.request, "the answer")
             answer = link.read(received)
             if answer.request_id not in (request_id, None):
                 continue  # of a request that is no longer waited for

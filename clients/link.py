@@ -29,23 +29,22 @@ class Link:
             )
             _bound_sends(self.socket.socket, endpoint.timeouts.request)
             self.session = Session(endpoint, self.socket.subprotocol)
-            deadline = time.monotonic() + endpoint.timeouts.warm
+            start = time.monotonic()
             while not self.session.ready:
-                frame = self.receive(deadline, "waiting for the model to be warm")
+                frame = self.receive(start, endpoint.timeouts.warm, "waiting for the model to be warm")
                 if (reply := self.session.handshake(frame)) is not None:
                     self.socket.send(reply)
         except BaseException as error:
             self.close()
             raise connection_error(error, endpoint) from error
 
-    def receive(self, deadline: float, what: str) -> bytes | str:
-        """The next frame; PolicyLate at the deadline (time.monotonic)."""
-        start = time.monotonic()
+    def receive(self, start: float, seconds: float, what: str) -> bytes | str:
+        """The next frame; PolicyLate `seconds` after `start` (time.monotonic)."""
         try:
-            return self.socket.recv(timeout=max(deadline - start, 0.0))
+            return self.socket.recv(timeout=max(start + seconds - time.monotonic(), 0.0))
         except TimeoutError as error:
             self.usable = False
-            raise late(round(deadline - start, 3), what) from error
+            raise late(seconds, what) from error
 
     def read(self, frame: bytes | str) -> Answer:
         """What a received frame says; after one that says nothing the link is not used again."""

@@ -125,7 +125,7 @@ class Session:
     def handshake(self, frame: bytes | str) -> bytes | None:
         """Takes a frame of the opening; returns the frame to send, if any. `ready` says when it is over."""
         if isinstance(frame, str):
-            raise PolicyError(f"the server refused the connection: {frame[:500]}")
+            raise PolicyError(f"the server refused the connection: {_cause(frame)}")
         if self.plain is not None:
             self.metadata = wire.decode_map(frame, self.endpoint.limits)
             self.ready = True
@@ -206,7 +206,7 @@ class Session:
         if self.plain is not None:
             return self._read_plain(self.plain, frame)
         if isinstance(frame, str):
-            return Answer(None, error=PolicyError(f"the server failed: {frame[:500]}"))
+            return Answer(None, error=PolicyError(f"the server failed: {_cause(frame)}"))
         message = wam_v1.decode_reply(frame, self.endpoint.limits)
         if isinstance(message, wam_v1.Failure):
             return Answer(message.request_id, error=wam_v1.error_from(message))
@@ -241,14 +241,20 @@ class Session:
         if request is None:
             # RoboArena's reset answers in text, vllm-omni's in a map; openpi's traceback is text as well.
             failed = isinstance(frame, str) and "reset successful" not in frame
-            return Answer(request_id, error=PolicyError(f"reset failed: {frame[:500]!r}") if failed else None)
+            return Answer(request_id, error=PolicyError(f"reset failed: {_cause(frame)}") if failed else None)
         if isinstance(frame, str):
-            return Answer(request_id, error=PolicyError(f"the server failed: {frame[:500]}"))
+            return Answer(request_id, error=PolicyError(f"the server failed: {_cause(frame)}"))
         try:
             reply = wire.decode(frame, self.endpoint.limits)
             return _finite(Answer(request_id, plain_prediction(plain, reply, request)))
         except PolicyError as error:
             return Answer(request_id, error=error)
+
+
+def _cause(text: bytes | str) -> str:
+    """The last line of a server's text: of a traceback, the error itself."""
+    lines = [line for line in str(text).splitlines() if line.strip()]
+    return lines[-1].strip()[:500] if lines else "without a word"
 
 
 def _finite(answer: Answer) -> Answer:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wamserve.action_codec.errors import CodecError, PolicyError
 from wamserve.action_codec.layout import Block, Layout
@@ -283,3 +285,36 @@ def test_reply_layout_of_the_shipped_contracts():
     assert [(b.kind, b.start, b.stop) for b in osc.blocks] == [("osc_delta", 0, 6), ("gripper", 6, 7)]
     pusht = reply_layout(contract.load("pusht").wire)
     assert [(b.kind, b.start, b.stop) for b in pusht.blocks] == [("position_abs", 0, 2)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    strategy=st.sampled_from(["switch", "blend", "ensemble", "frozen_prefix"]),
+    # (steps from the previous event, steps the answer takes, rows of the chunk)
+    events=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(1, 12)), max_size=12),
+    jitter=st.floats(-0.4, 0.4),
+)
+def test_whatever_arrives_whenever_the_row_played_is_the_one_due_now(strategy, events, jitter):
+    """Every chunk's joint is the control step its row belongs to, so all chunks agree about every time."""
+    clock = Clock()
+    player = ChunkPlayer(LAYOUT, PERIOD, strategy=strategy, clock=clock)
+    arrivals, asked = [], 0
+    for gap, delay, rows in events:
+        asked += gap
+        arrivals.append((asked + delay, asked, rows))
+    arrivals.sort()
+    last = None
+    for step in range(asked + 24):
+        for arrives, start, rows in arrivals:
+            if arrives == step:
+                clock.now = step * PERIOD
+                told = np.array([[start + k, 0] for k in range(rows)])
+                player.push(ActionChunk(told, start * PERIOD, PERIOD))
+        clock.now = (step + jitter) * PERIOD
+        due = player.due()
+        if due.status == "playing":
+            assert due.action[0] == pytest.approx(step)
+            last = step
+        elif due.status == "holding":
+            assert due.action[0] <= min(step, step if last is None else last) + 1e-9
+    assert player.accepted + player.stale + player.spent_on_arrival == len(events)
