@@ -21,7 +21,7 @@ class RunReport:
     """What a run came to. Milliseconds are wall clock; percentiles are over all answers."""
 
     steps: int
-    seconds: float
+    seconds: float  # from the first step to the last
     rate_hz: float  # achieved
     answers: int
     round_trip_ms_p50: float | None
@@ -81,8 +81,8 @@ class RunLog:
         self.due = Due("waiting")
         self._ticks: deque[float] = deque(maxlen=30)
         self._steps = 0
-        self._start = time.monotonic()
-        self._last = self._start
+        self._first: float | None = None  # time.monotonic() of the first and of the last step
+        self._last = 0.0
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self.table)
 
     def __enter__(self) -> RunLog:
@@ -107,6 +107,7 @@ class RunLog:
         self.due = due
         self._steps += 1
         self._last = time.monotonic()
+        self._first = self._first or self._last
         self._ticks.append(self._last)
         self.statuses[due.status] += 1
         self.late_ticks += lateness > 0.5 * self.period
@@ -138,7 +139,7 @@ class RunLog:
 
     def report(self) -> RunReport:
         """The figures at the end."""
-        seconds = max(self._last - self._start, 1e-9)
+        seconds = self._last - (self._first or 0.0)
 
         def share(values: list[float], percent: float) -> float | None:
             return float(np.percentile(values, percent)) if values else None
@@ -146,7 +147,7 @@ class RunLog:
         return RunReport(
             steps=self._steps,
             seconds=seconds,
-            rate_hz=self._steps / seconds,
+            rate_hz=(self._steps - 1) / seconds if seconds > 0 else 0.0,
             answers=len(self.round_trips),
             round_trip_ms_p50=share(self.round_trips, 50),
             round_trip_ms_p95=share(self.round_trips, 95),

@@ -172,16 +172,28 @@ def failure_from(error: Exception, request_id: int | None = None) -> Failure:
 
 
 def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any], at: str = "") -> list[str]:
-    """Dotted names of the fields on which two wire halves differ, each with both values."""
+    """Dotted names of the fields on which two wire halves differ, each with both values.
+
+    Items of a list that carry a name are compared by it: "images.wrist.height: 360 here, 180 there".
+    """
     lines = []
     for name in sorted({*ours, *theirs}):
-        left, right = ours.get(name), theirs.get(name)
+        left, right = _plain(ours.get(name)), _plain(theirs.get(name))
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             lines += differing_fields(left, right, f"{at}{name}.")
-        elif _plain(left) != _plain(right):
-            lines.append(f"{at}{name}: {_plain(left)!r} here, {_plain(right)!r} there")
+        elif left != right:
+            lines.append(f"{at}{name}: {_brief(left)} here, {_brief(right)} there")
     return lines
 
 
 def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    if value and all(isinstance(item, Mapping) and "name" in item for item in value):
+        return {str(item["name"]): item for item in value}
+    return [_plain(item) for item in value]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from wamserve.action_codec import errors
 from wamserve.clients import wam_v1, wire
 from wamserve.clients.policy import ActionChunk, Ledger, Observation, Prediction, Request
+from wamserve.embodiments import contract
 
 ARRAY = np.arange(16, dtype=np.float32).reshape(2, 8)
 IMAGE = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
@@ -197,3 +198,15 @@ def test_differing_fields_are_named_with_both_values():
         "views: ['wrist', 'left'] here, ['wrist'] there",
     ]
     assert wam_v1.differing_fields({}, {"rate_hz": 15}) == ["rate_hz: None here, 15 there"]
+
+
+def test_named_items_are_compared_by_name():
+    droid = dataclasses.asdict(contract.load("droid_lerobot").wire)
+    other = dataclasses.asdict(contract.load("droid_lerobot").wire)
+    other["images"] = [
+        {**image, "height": 180} if image["name"] == "wrist" else image for image in other["images"]
+    ]
+    assert wam_v1.differing_fields(droid, other) == ["images.wrist.height: 360 here, 180 there"]
+    assert wam_v1.differing_fields(droid, wire.decode(wire.encode(droid))) == []
+    lines = wam_v1.differing_fields(droid, dataclasses.asdict(contract.load("pusht").wire))
+    assert all(len(line) < 220 for line in lines) and any(line.startswith("images.top") for line in lines)
