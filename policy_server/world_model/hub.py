@@ -67,7 +67,7 @@ def fetch(
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"could not download {repo}@{revision} from {where}",
+            f"{repo} is no folder here, and {repo}@{revision} could not be downloaded from {where}",
             seen=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}",
             fix="run the command again; finished parts are kept",
         ) from error

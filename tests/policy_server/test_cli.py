@@ -123,7 +123,8 @@ def test_a_policy_answers_a_picture_and_a_state_from_disk(infer, tmp_path, capsy
     record = json.loads((out / "request.json").read_text())
     assert record["sampling"]["steps"] == 2 and record["ledger"]["forwards"] == 4
     again = infer("policy", "pusht", *words, "--instruction", "Push the T.")
-    np.testing.assert_array_equal(read_actions(again / "actions.npz"), np.array(about["actions"]))
+    # without a video the last layer computes fewer tokens: the same numbers up to rounding
+    np.testing.assert_allclose(read_actions(again / "actions.npz"), np.array(about["actions"]), rtol=1e-4)
 
 
 def test_mistakes_are_one_line_and_exit_code_1(infer, tmp_path, capsys):
@@ -163,7 +164,7 @@ def test_parity_fails_for_other_weights_and_other_files(shared, tmp_path, capsys
     assert "is no recorded call" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flavour", ["nano", "edge"])
+@pytest.mark.parametrize("flavour", ["nano", pytest.param("edge", marks=pytest.mark.slow)])
 def test_parity_with_diffusers_passes(flavour, shared, capsys):
     assert wam.main(["check", "parity", str(shared / f"golden/model/tiny-{flavour}")]) == 0
     text = capsys.readouterr().out
