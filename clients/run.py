@@ -163,13 +163,15 @@ def replay(
     )
     title = f"{recorded.recording.path.name}, episode {recorded.recording.index}: {recorded.instruction}"
     session = f"replay-{seed}-{recorded.recording.index}"
-    since, step, begin = replan, 0, clock()
+    since, step, begin = replan, 0, 0.0
     with RunLog(title, period, player) as log, BackgroundPolicy(client) as asking:
         for moment in recorded.moments():
             if moment.row % stride:
                 continue
             if step == (steps or -1):
                 break
+            if step == 0:
+                begin = clock()  # with the first frame in hand: opening the videos takes a while
             tick = begin + step * period
             if (ahead := tick - clock()) > 0:
                 time.sleep(ahead)

@@ -194,7 +194,7 @@ def test_replay_paces_a_recording_and_reports_rate_latency_age_and_error(droid, 
     assert code == 0
     report = json.loads(out.read_text())
     assert report["steps"] == 24 and report["answers"] >= 2
-    assert 5.0 < report["rate_hz"] < 16.0, "never faster than the robot; slower only on a busy machine"
+    assert 5.0 < report["rate_hz"] < 16.5, "never faster than the robot; slower only on a busy machine"
     assert report["round_trip_ms_p50"] > 100
     assert report["infer_ms_p50"] == 50.0 and report["forwards"] == 8
     assert report["late_rows"] >= 2, "100 ms are more than one row at 15 Hz"
