@@ -34,6 +34,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("wamserve.training.cli:train", "train or post-train a world-action model"),
     "train vae": ("wamserve.training.cli:train_vae", "train a small video VAE"),
     "train start": ("wamserve.training.cli:train_start", "write the checkpoint a small model starts from"),
+    "check task": ("wamserve.sim_eval.cli:check_task_verb", "is a simulator task what it says, and do mistakes show"),
+    "run franka": ("wamserve.clients.franka.run:run_franka", "drive a Franka arm by a policy, dry by default"),
 }
 
 

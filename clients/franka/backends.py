@@ -59,7 +59,9 @@ DROID_GAINS = Gains(
     (400.0, 400.0, 400.0, 15.0, 15.0, 15.0),
     (37.0, 37.0, 37.0, 2.0, 2.0, 2.0),
 )
-STIFF_GAINS = Gains((600.0, 600.0, 600.0, 600.0, 250.0, 250.0, 150.0), (50.0, 50.0, 50.0, 50.0, 30.0, 25.0, 15.0))
+STIFF_GAINS = Gains(
+    (600.0, 600.0, 600.0, 600.0, 250.0, 250.0, 150.0), (50.0, 50.0, 50.0, 50.0, 30.0, 25.0, 15.0)
+)
 GAINS = {"droid": DROID_GAINS, "stiff": STIFF_GAINS}
 
 
@@ -167,7 +169,9 @@ class FrankyArm:
         config = franky.RealtimeConfig.Enforce if self.realtime else franky.RealtimeConfig.Ignore
         try:
             self._robot = robot = franky.Robot(self.host, realtime_config=config)
-            robot.set_collision_behavior([self.limits.collision_torque] * 7, [self.limits.collision_force] * 6)
+            robot.set_collision_behavior(
+                [self.limits.collision_torque] * 7, [self.limits.collision_force] * 6
+            )
             # franky's own defaults hold Panda's limits on an FR3 and the reverse; they are never used.
             robot.joint_velocity_limit.set([self.limits.velocity] * 7)
             robot.joint_acceleration_limit.set([min(self.limits.acceleration, 2.0)] * 7)

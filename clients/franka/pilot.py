@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -44,7 +44,8 @@ class Decision:
     q: Array  # [7] rad, the command
     dq: Array  # [7] rad/s along the reference; zero where the backend smooths
     gripper: float | None  # the reply's gripper number for now; None: no change
-    wish: Array | None  # [7] rad, what the policy asked for before any bound
+    wish: Array | None  # [7] rad, what the policy asked for before any bound, a lead ahead
+    wanted: Array | None = None  # [7] rad, where the policy wants the arm now
     notes: tuple[Note, ...] = ()
     alarms: tuple[Alarm, ...] = ()
     chunk: int = 0  # number of the chunk played
@@ -182,18 +183,16 @@ class Pilot:
         wish = np.array(due.action[:7]) if due.action is not None else None
         moving = state == "playing" or (state == "holding" and worst == "warn")
         decision = self._decided(state, wish if moving else None, sense, seconds, tuple(alarms))
-        gripper = self._gripper() if state == "playing" else None
-        decision = Decision(
-            decision.state,
-            decision.q,
-            decision.dq,
-            gripper,
-            wish,
-            (*self._pending, *decision.notes),
-            decision.alarms,
-            due.chunk,
-            due.row,
-            max(due.age - self.drive.lead, 0.0),
+        present = self.head.due_unled().action
+        decision = replace(
+            decision,
+            gripper=float(present[7]) if present is not None and state == "playing" else None,
+            wish=wish,
+            wanted=np.array(present[:7]) if present is not None else None,
+            notes=(*self._pending, *decision.notes),
+            chunk=due.chunk,
+            row=due.row,
+            age=max(due.age - self.drive.lead, 0.0),
         )
         self._pending = []
         self._count(decision)
@@ -204,22 +203,24 @@ class Pilot:
     ) -> Decision:
         command = self.governor.step(wish, sense.q, seconds)
         if self.smoother is None:
-            return Decision(state, command.q, np.zeros(7), None, wish, command.notes, alarms)
+            return Decision(state, command.q, np.zeros(7), None, wish, notes=command.notes, alarms=alarms)
         try:
             # A held target is reached; to rest and to stop, the arm brakes where it is.
             reference = self.smoother.step(None if state in ("resting", "stopped") else command.q)
         except MotionRefused as error:
             self.stop(Alarm("stop", "backend", 0.0, 0.0, str(error)))
-            return Decision("stopped", sense.q, np.zeros(7), None, wish, command.notes, alarms)
+            return Decision("stopped", sense.q, np.zeros(7), None, wish, notes=command.notes, alarms=alarms)
         if state in ("resting", "stopped"):
             self.governor.rebase(reference.q)
         return Decision(
-            state, reference.q, reference.dq, None, wish, (*command.notes, *reference.notes), alarms
+            state,
+            reference.q,
+            reference.dq,
+            None,
+            wish,
+            notes=(*command.notes, *reference.notes),
+            alarms=alarms,
         )
-
-    def _gripper(self) -> float | None:
-        due = self.head.due_unled()
-        return None if due.action is None else float(due.action[7])
 
     def _count(self, decision: Decision) -> None:
         tally = self.tally
