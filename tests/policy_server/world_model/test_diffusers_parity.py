@@ -126,6 +126,33 @@ def test_a_step_of_every_mode_equals_diffusers(flavour, plan, close):
     close(got.action[0], action)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(action_start=1),
+        dict(rate_hz=13.0),
+        dict(domain=9),
+        dict(action_clean=(False,) * 9),
+        dict(video_clean=(False,) * 3),
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_step_under_another_convention_is_told_apart(wrong):
+    config = SIZES["nano"]
+    reference = reference_transformer(config, seed=1)
+    network = our_network(reference, config)
+    plan = plan_request("policy", chunk=8, domain=8, raw_action_dim=64, rate_hz=12, state_row=True)
+    generator = torch.Generator().manual_seed(5)
+    latents = torch.randn(1, 48, 3, 4, 4, generator=generator)
+    actions = torch.randn(9, 64, generator=generator)
+    ids = torch.randint(0, config.vocab_size, (20,), generator=generator)
+    layout = TokenLayout.build(config, plan.shape(4, 4), [plan], [len(ids)])
+    with torch.no_grad():
+        got = network.denoise(latents, actions[None], torch.tensor([937]), layout, network.prefill(ids[None]))
+    _, action = reference_step(reference, ids, latents, actions, 937, replace(plan, **wrong))
+    assert (got.action[0] - action)[1:].abs().max() > 1e-3
+
+
 @FLAVOURS
 def test_a_batch_of_four_unlike_requests_equals_four_diffusers_steps(flavour, close):
     """Different prompts, prompt lengths, modes, domains and frame rates side by side."""
@@ -175,6 +202,61 @@ def test_a_bf16_step_rounds_where_diffusers_rounds(flavour):
         rounding = (theirs.float() - wide).square().mean().sqrt()
         print(f"ours to diffusers in bf16 {apart:.1e} rms, diffusers' bf16 to fp32 {rounding:.1e}")
         assert apart < 0.1 * rounding and rounding > 1e-3
+
+
+@FLAVOURS
+@pytest.mark.parametrize(
+    ("history", "interval", "forwards"),
+    [(0, None, 8), (2, (960, 1001), 5)],
+    ids=["state", "history and interval"],
+)
+def test_a_server_call_equals_a_loop_of_diffusers_parts(flavour, history, interval, forwards, close):
+    """State and history rows, numpy noise, native schedule and guidance interval: NVIDIA's server call, built
+    from diffusers' transformer and scheduler, since its pipeline cannot express it."""
+    config = SIZES[flavour]
+    reference = reference_transformer(config, seed=3)
+    network = our_network(reference, config)
+    plan = plan_request(
+        "policy", chunk=8, domain=8, raw_action_dim=8, rate_hz=15, state_row=True, history=history
+    )
+    given, width = plan.lead, plan.raw_action_dim
+    rng = torch.Generator().manual_seed(history)
+    ids, empty = (torch.randint(0, config.vocab_size, (n,), generator=rng) for n in (29, 10))
+    frame = torch.randn(1, 48, 1, 5, 6, generator=rng)
+    known = torch.zeros(len(plan.action_clean), 64)
+    known[:given, :width] = torch.randn(given, width, generator=rng)
+
+    seed = 77
+    x = torch.from_numpy(np.random.RandomState(seed).standard_normal((1, 48, 3, 5, 6)).astype(np.float32))
+    a = torch.from_numpy(np.random.RandomState(seed).standard_normal(known.shape).astype(np.float32))
+    x[:, :, :1], a[:given], a[:, width:] = frame, known[:given], 0
+    noise = x.clone(), a.clone()
+    solvers = []
+    for _ in range(2):
+        solver = diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+        )
+        solver.set_timesteps(4, sigmas=np.linspace(0.999, 0.0, 5)[:-1])
+        solvers.append(solver)
+    for t in solvers[0].timesteps:
+        velocity = reference_step(reference, ids, x, a, int(t), plan)
+        if interval is None or interval[0] < int(t) < interval[1]:
+            plain = reference_step(reference, empty, x, a, int(t), plan)
+            velocity = [u + 3.0 * (c - u) for c, u in zip(velocity, plain, strict=True)]
+        moved = velocity[1].clone()
+        moved[:, width:] = 0
+        x = solvers[0].step(velocity[0], t, x, return_dict=False)[0]
+        a = solvers[1].step(moved[None], t, a[None], return_dict=False)[0][0]
+
+    latents = torch.zeros_like(x)
+    latents[:, :, :1] = frame
+    start = Start(latents, known[None], *draw_noise("framework", [seed], plan.shape(5, 6)))
+    assert torch.equal(start.video_noise[:, :, 1:], noise[0][:, :, 1:])
+    prompts = [network.prefill(tokens[None]) for tokens in (ids, empty)]
+    got = sample(network, [plan], start, flow_schedule("framework"), Guidance(3.0, interval), *prompts)
+    assert got.forwards == forwards
+    close(got.latents, x)
+    close(got.actions[0], a)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wamserve.action_codec.errors import RequestError
 from wamserve.policy_server.world_model.config import PRESETS
@@ -42,6 +44,18 @@ def test_patches_run_time_row_column_with_channels_fastest():
     below = tokens[0, 2].tolist()  # patch row 1: its second row lies outside and is zero
     assert below == [at(0, 0, 2, 0), at(1, 0, 2, 0), at(0, 0, 2, 1), at(1, 0, 2, 1), 0, 0, 0, 0]
     assert torch.equal(unpatchify(tokens, LatentShape(2, 3, 4, 0), 2), latents)
+
+
+@given(
+    frames=st.integers(1, 3), height=st.integers(1, 7), width=st.integers(1, 7), channels=st.integers(1, 4)
+)
+@settings(max_examples=30, deadline=None)
+def test_unpatchify_undoes_patchify_for_any_size(frames, height, width, channels):
+    latents = torch.randn(2, channels, frames, height, width)
+    shape = LatentShape(frames, height, width, 0)
+    tokens = patchify(latents, 2)
+    assert tokens.shape == (2, shape.video_tokens(2), 4 * channels)
+    assert torch.equal(unpatchify(tokens, shape, 2), latents)
 
 
 def test_plans_mark_what_is_given():
