@@ -9,6 +9,7 @@ import pytest
 import servers
 from servers import HELLO, Server
 
+import wam
 from wamserve.action_codec.errors import ContractError, PolicyLate, RequestError
 from wamserve.clients import wam_v1
 from wamserve.clients.background import BackgroundPolicy
@@ -245,18 +246,12 @@ def test_gym_runs_an_environment_to_its_end(capsys):
     def behave(request):
         return np.full((embodiment.wire.chunk, 2), 100.0, np.float32)
 
+    words = ["--gym", "gym_pusht/PushT-v0", "--gym-import", "gym_pusht"]
+    words += ["--gym-options", "obs_type", "pixels_agent_pos", "--images", view, "pixels", "--states"]
+    words += [word for pair in states.items() for word in pair]
+    words += ["--instruction", "push the T", "--steps", "20", "--charge-ms", "200"]
     with Server(serving("pusht", behave)) as server:
-        code = run(
-            server.uri,
-            gym="gym_pusht/PushT-v0",
-            gym_import=("gym_pusht",),
-            gym_options={"obs_type": "pixels_agent_pos"},
-            images={view: "pixels"},
-            states=states,
-            instruction="push the T",
-            steps=20,
-            charge_ms=200.0,
-        )
+        code = wam.main(["run", server.uri, *words])
     out = capsys.readouterr().out
     assert code == 0 and "success: no" in out and "steps         20" in out
 
