@@ -90,9 +90,15 @@ def _same_protocol(runs: Sequence[RunStore], across: tuple[str, ...]) -> None:
     lines = []
     for other in runs[1:]:
         differences = first.info.protocol.differences(other.info.protocol, across=across)
+        names = [{spec.name for spec in run.info.protocol.tasks} for run in (first, other)]
+        for run, missing in ((first, names[1] - names[0]), (other, names[0] - names[1])):
+            if missing:
+                lines.append(f"\n  tasks: {run.path} does not have {', '.join(sorted(missing))}")
+        alone = tuple(f"tasks.{name}." for name in names[0] ^ names[1])
         lines += [
             f"\n  {field}: {mine!r} in {first.path}, {theirs!r} in {other.path}"
             for field, (mine, theirs) in differences.items()
+            if not (alone and field.startswith(alone))
         ]
     if lines:
         raise RunError(

@@ -233,6 +233,7 @@ def opener(store: RunStore, frames: FrameSource) -> OpenTask | None:
                 seen="; ".join(fields),
                 fix="--frames seen, which needs no simulator",
             )
+        task.reset(0, 0)  # the order of calls is reset first; every recorded state is restored on top
         return task
 
     return open_task

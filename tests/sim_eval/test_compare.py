@@ -56,6 +56,14 @@ def test_unlike_protocols_are_refused_with_every_differing_field(toys, tmp_path)
     assert result.across == {"loop.replan_horizon": [4, 2], "loop.latency": ["0", "180"]}
 
 
+def test_a_task_that_one_run_lacks_is_named_once(toys, tmp_path):
+    a = toys.toy_run(tmp_path / "a", {"toy/A": [1, 0]}, imagine=False)
+    b = toys.toy_run(tmp_path / "b", {"toy/A": [1, 0], "toy/B": [1, 0]}, imagine=False)
+    with pytest.raises(RunError) as refusal:
+        compare.compare([a, b])
+    assert "does not have toy/B" in str(refusal.value) and "rate_hz" not in str(refusal.value)
+
+
 def test_policies_may_differ_without_asking(toys, tmp_path):
     a, b = runs_of(toys, tmp_path, [1, 0], [0, 1])
     assert a.info.protocol.policy != b.info.protocol.policy
