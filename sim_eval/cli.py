@@ -77,3 +77,37 @@ def eval_verb(
     if sweep:
         return run_sweep(plan, run, sweep_horizons, sweep_latencies)
     return run_with_progress(plan, run)
+
+
+def check_task_verb(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    contract: str | None = None,
+    episodes: int = 4,
+    seed: int = 0,
+) -> int:
+    """Check simulator tasks: declared conventions, determinism, an oracle that succeeds, mistakes that show.
+
+    Args:
+        names: tasks or whole suites, such as robosuite/Lift, pusht or libero_object/3.
+        contract: which of the suite's contracts; default: its first.
+        episodes: for every rate that is measured.
+        seed: of initial states.
+    """
+    from rich.console import Console
+
+    from wamserve.sim_eval import catalog
+    from wamserve.sim_eval.check_task import check_task
+
+    console = Console(highlight=False)
+    tasks = [task for name in names for task in catalog.task_names(name)]
+    console.print(f"wam check task: {', '.join(tasks)}, {episodes} episodes a check", soft_wrap=True)
+    failed = 0
+    for task in tasks:
+        console.print(task)
+        for finding in check_task(task, contract, episodes, seed):
+            mark = {True: "pass", False: "FAIL", None: "n/a "}[finding.passed]
+            console.print(f"  {mark}  {finding.name}: {finding.detail}", soft_wrap=True, markup=False)
+            failed += finding.passed is False
+    console.print(f"{failed} checks failed" if failed else "every check passed")
+    return 1 if failed else 0

@@ -38,6 +38,9 @@ class Here:
     def describe(self, names: Sequence[str], images: bool) -> list[tuple[TaskSpec, WireHalf]]:
         return [self._bench.describe(name, images) for name in names]
 
+    def task(self, name: str) -> Task:
+        return self._bench.task(name)
+
     def run(self, policy: Policy, loop: Loop, items: Sequence[WorkItem]) -> Iterator[Episode]:
         def ask(request: Request) -> tuple[Prediction, float]:
             start = time.perf_counter()

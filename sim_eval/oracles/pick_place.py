@@ -28,6 +28,7 @@ STUCK = 0.05  # m above the grasp at which an arm that no longer sinks closes wh
 SQUEEZE_S = 0.35  # from touch to a firm grip
 SPEED = 0.35  # m/s of a planned joint path
 TURN = 1.5  # rad/s
+JOINT_LAG = 0.1  # s behind its targets: 2 / sqrt(kp), kp = 400, critically damped
 OSC_METRES, OSC_RADIANS = 0.05, 0.5  # one unit of an OSC command
 OSC_OMEGA = np.sqrt(150.0)  # rad/s: OSC is a critically damped pull to its goal, kp = 150
 
@@ -131,6 +132,9 @@ def plan(scene: Scene, contract: Embodiment, rows: int, gain: float = 0.8) -> np
     (gripper,) = wire.reply.grippers
     out = np.zeros((rows, wire.reply.width))
     joints = scene.joints
+    if wire.reply.form == "joint_targets":
+        # The arm trails its targets: go on from where they were, or every new plan begins with a stop.
+        scene = replace(scene, eef_pos=scene.eef_pos + JOINT_LAG * scene.eef_vel)
     for i in range(rows):
         want = decide(scene)
         if wire.reply.form == "osc_deltas":

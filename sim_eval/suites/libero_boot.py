@@ -16,7 +16,7 @@ import runpy
 import sys
 import types
 import zipfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def _teach_robosuite_15(robosuite: Any) -> None:
     from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
     from robosuite.robots.fixed_base_robot import FixedBaseRobot
 
-    class SingleArmEnv(ManipulationEnv):  # type: ignore[misc]
+    class SingleArmEnv(ManipulationEnv):
         def __init__(self, robots: Any, mount_types: str = "default", **kwargs: Any) -> None:
             super().__init__(robots=robots, base_types=mount_types, **kwargs)
             self.__dict__.pop("seed", None)  # 1.5 stores self.seed = None over LIBERO's method
@@ -171,11 +171,15 @@ def _teach_robosuite_15(robosuite: Any) -> None:
     robosuite.load_controller_config = load_controller_config
 
 
+def _constant(value: Any, robot: Any) -> Any:
+    return value
+
+
 def _teach_robots() -> None:
     from libero.libero.envs.robots import MountedPanda, OnTheGroundPanda
 
     for robot, base in ((MountedPanda, "RethinkMount"), (OnTheGroundPanda, "NullMount")):
         robot.arms = ["right"]
-        robot.default_base = property(lambda self, base=base: base)
+        robot.default_base = property(partial(_constant, base))
         robot.default_gripper = property(lambda self: {"right": "PandaGripper"})
         robot.default_controller_config = property(lambda self: {"right": "default_panda"})
