@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 
 from wamserve.action_codec.errors import PolicyOverloaded
 from wamserve.clients.policy import Request
@@ -40,10 +41,11 @@ class Job:
     arrived: float  # seconds, the scheduler's clock: last byte received; deadlines count from here
     queued: float = 0.0  # when it had been decoded and joined the queue
     stream: Hashable = None  # session whose newest observation wins; None: every request counts
-    key: Hashable = None
 
-    def __post_init__(self) -> None:
-        self.key = shape_key(self.request)
+    @cached_property
+    def key(self) -> Hashable:
+        """Asked for only when there is company."""
+        return shape_key(self.request)
 
 
 class Batcher:
@@ -96,11 +98,11 @@ class Batcher:
 
     def oldest(self) -> float | None:
         """Arrival of the job that waits longest."""
-        return min((line[0].arrived for line in self._lines.values()), default=None)
+        return min([line[0].arrived for line in self._lines.values()]) if self._lines else None
 
-    def fullest(self) -> int:
-        """Size of the batch that `take` would return, as far as the first client's shape goes."""
-        return len(self._pick())
+    def full(self) -> bool:
+        """True when a batch of `max_batch` can leave."""
+        return self._length >= self.max_batch and len(self._pick()) == self.max_batch
 
     def take(self) -> list[Job]:
         """The next batch: the client whose turn it is decides the shape, others with that shape join."""

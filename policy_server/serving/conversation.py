@@ -186,18 +186,16 @@ class Conversation:
                 seed=seed_for(request, self.server.settings.seed, self.server.deterministic),
                 session=self._session(request.session),
             )
-            prediction, infer_ms = await self.server.scheduler.answer(request, self.name, arrived, stream)
+            outcome = await self.server.scheduler.answer(request, self.name, arrived, stream)
             answered = time.perf_counter()
-            ledger = replace(prediction.ledger, decode_ms=decode_ms)
-            out = self.dialect.reply(
-                ask,
-                replace(prediction, seed=request.seed or 0, ledger=ledger),
-                Timing(infer_ms, self.previous_ms),
-            )
+            made = outcome.prediction
+            ledger = replace(made.ledger, decode_ms=decode_ms, queue_ms=outcome.queue_ms, batch=outcome.batch)
+            prediction = Prediction(made.chunk, made.video, request.seed or 0, ledger)
+            out = self.dialect.reply(ask, prediction, Timing(outcome.infer_ms, self.previous_ms))
             await self._send(out)
             now = time.perf_counter()
             self.previous_ms = 1e3 * (now - arrived)
-            self._log(request, prediction, replace(ledger, reply_ms=1e3 * (now - answered)), infer_ms)
+            self._log(request, ledger, outcome.infer_ms, 1e3 * (now - answered))
         except Superseded as error:
             self._count(error, request)
         except WamError as error:
@@ -248,9 +246,9 @@ class Conversation:
             line |= {"mode": request.mode, "session": request.session, "step": request.step}
         logger.info(json.dumps({**line, "error": str(error)[:300]}))
 
-    def _log(self, request: Request, prediction: Prediction, ledger: Ledger, infer_ms: float) -> None:
+    def _log(self, request: Request, ledger: Ledger, infer_ms: float, reply_ms: float) -> None:
         total_ms = self.previous_ms or 0.0
-        self.server.metrics.answered(self.dialect.name, ledger, total_ms)
+        self.server.metrics.answered(self.dialect.name, ledger, reply_ms, total_ms)
         if not logger.isEnabledFor(logging.INFO):
             return
         line: dict[str, Any] = {
@@ -267,7 +265,7 @@ class Conversation:
             "decode_ms": round(ledger.decode_ms, 3),
             "queue_ms": round(ledger.queue_ms, 3),
             "infer_ms": round(infer_ms, 3),
-            "reply_ms": round(ledger.reply_ms, 3),
+            "reply_ms": round(reply_ms, 3),
             "total_ms": round(total_ms, 3),
         }
         logger.info(json.dumps(line))

@@ -48,10 +48,11 @@ class Metrics:
         self.batch_size.observe(size)
         self.gpu_bytes.set(gpu_bytes)
 
-    def answered(self, dialect: str, ledger: Ledger, total_ms: float) -> None:
+    def answered(self, dialect: str, ledger: Ledger, reply_ms: float, total_ms: float) -> None:
+        """`reply_ms` is known only after the ledger has left."""
         self.requests.labels(dialect, "ok").inc()
         for stage, histogram in self._stages:
-            histogram.observe(getattr(ledger, stage))
+            histogram.observe(reply_ms if stage == "reply_ms" else getattr(ledger, stage))
         self.forwards.inc(ledger.forwards)
         self.total_ms.observe(total_ms)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from wamserve.action_codec.errors import PolicyError, PolicyLate, PolicyUnavailable, WamError
 from wamserve.clients.policy import Prediction, Request
@@ -13,7 +13,15 @@ from wamserve.policy_server.serving.batcher import Batcher, Job
 from wamserve.policy_server.serving.engine import Answer, Engine
 from wamserve.policy_server.serving.metrics import Metrics
 
-Outcome = tuple[Prediction, float]  # with the queue's part of the ledger; engine wall ms
+
+@dataclass(frozen=True)
+class Outcome:
+    """A prediction, and what the wait for it was like."""
+
+    prediction: Prediction
+    queue_ms: float
+    infer_ms: float  # wall time of its batch in the engine
+    batch: int  # requests in that batch
 
 
 class Superseded(PolicyError):
@@ -106,7 +114,7 @@ class Scheduler:
             if oldest is not None:
                 left = oldest + self.rules.batch_wait_ms / 1e3 - time.perf_counter()
                 alone = self.queue.clients() >= self.connections()
-                if left <= 0 or alone or self.queue.fullest() >= self.rules.max_batch:
+                if left <= 0 or alone or self.queue.full():
                     return
             self._wake.clear()
             try:
@@ -141,8 +149,7 @@ class Scheduler:
         if not isinstance(result, Prediction):
             future.set_exception(result)
             return
-        ledger = replace(result.ledger, queue_ms=1e3 * (left_at - job.queued), batch=size)
-        future.set_result((replace(result, ledger=ledger), answer.infer_ms))
+        future.set_result(Outcome(result, 1e3 * (left_at - job.queued), answer.infer_ms, size))
 
     def fail_all(self, error: WamError) -> None:
         """Tells everybody in the queue."""

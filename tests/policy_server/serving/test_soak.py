@@ -186,6 +186,7 @@ async def soak(seconds: float, clients: int = 32) -> tuple[Tally, float]:
     finally:
         server.terminate()
         assert server.wait(30) == 0
+    print(f"{vars(tally)}, memory grew by {growth:.2%}")
     return tally, growth
 
 
