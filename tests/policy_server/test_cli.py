@@ -102,6 +102,7 @@ def test_forward_and_inverse_dynamics_run_on_a_driving_clip(shared, infer, small
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", CLIPS)
 def test_dynamics_run_on_recorded_episodes_at_the_contracts_own_size(name, shared, infer):
     modes = ("fd",) if name == "hand_pose" else ("fd", "id")
