@@ -13,7 +13,6 @@ from websockets.exceptions import ConnectionClosed
 
 from wamserve.action_codec.errors import (
     PolicyError,
-    PolicyLate,
     PolicyOverloaded,
     PolicyUnavailable,
     WamError,
@@ -199,13 +198,13 @@ class AsyncPolicyClient:
         return await self._retrying(send)
 
     async def chunks(self) -> AsyncIterator[Answer]:
-        """Pushed chunks as they come; late and overloaded answers are passed over. Ends with the client."""
+        """Pushed chunks as they come; observations that got none are passed over. Ends with the client."""
         while True:
             link = await self._retrying(self._session)
             while (answer := await link.pushed.get()) is not None:
                 if answer.error is None:
                     yield answer
-                elif not isinstance(answer.error, PolicyLate | PolicyOverloaded):
+                elif not isinstance(answer.error, PolicyError):  # it never will get one
                     raise answer.error
             if self._link is None:
                 return

@@ -27,8 +27,8 @@ class PolicyClient:
     """Implements Policy over one connection, opened at the first request and again when it is lost.
 
     infer is one question and one answer; a lost connection is dialled again and the question repeated, which
-    changes nothing, since a request's answer depends on the request alone. An answer that comes too late is
-    never taken for a later one's. Calls from several threads take turns.
+    does no harm: asking moves nothing. An answer that comes too late is never taken for a later one's. Calls
+    from several threads take turns.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from collections import deque
 
 from websockets.exceptions import ConnectionClosed
 
-from wamserve.action_codec.errors import PolicyError, PolicyLate, PolicyOverloaded, WamError
+from wamserve.action_codec.errors import PolicyError, WamError
 from wamserve.clients.link import Link
 from wamserve.clients.policy import Request
 from wamserve.clients.session import Answer, Endpoint, late
@@ -26,7 +26,7 @@ class Stream:
         if endpoint.plain is not None:
             raise PolicyError(f"the {endpoint.plain.name} wire has no streaming", fix="a wam.v1 server")
         self.endpoint = endpoint
-        self.missed: deque[WamError] = deque(maxlen=64)  # late and overloaded answers, newest last
+        self.missed: deque[PolicyError] = deque(maxlen=64)  # why observations got no chunk, newest last
         self.reconnects = 0
         self._answers: deque[Answer] = deque(maxlen=16)  # oldest chunks fall out: they are stale anyway
         self._news = threading.Condition()
@@ -104,7 +104,9 @@ class Stream:
                 self._end(error)
 
     def _take(self, answer: Answer) -> None:
-        if isinstance(answer.error, PolicyLate | PolicyOverloaded):
+        # Late, overloaded, the engine restarting: the next observation may fare better. A request that does
+        # not fit never will.
+        if isinstance(answer.error, PolicyError):
             self.missed.append(answer.error)
         elif answer.error is not None:
             self._end(answer.error)
@@ -133,6 +135,8 @@ class Stream:
                 with self._send_lock:
                     self._link = link
                 self.reconnects += 1
+                if self._closed:  # meanwhile
+                    link.close()
                 return
 
     def _end(self, error: WamError) -> None:

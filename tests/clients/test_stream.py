@@ -9,7 +9,13 @@ import pytest
 import servers
 from servers import HELLO, Server
 
-from wamserve.action_codec.errors import PolicyError, PolicyLate, PolicyOverloaded, RequestError
+from wamserve.action_codec.errors import (
+    PolicyError,
+    PolicyLate,
+    PolicyOverloaded,
+    PolicyUnavailable,
+    RequestError,
+)
 from wamserve.clients import wam_v1
 from wamserve.clients.async_client import AsyncPolicyClient
 from wamserve.clients.client import PolicyClient
@@ -100,25 +106,28 @@ def test_a_lost_stream_is_dialled_again_by_itself():
         assert first(answer) == 7 and stream.reconnects == 1 and server.connections == 2
 
 
-def test_late_and_overloaded_are_counted_and_a_refusal_ends_the_stream():
+def test_what_may_pass_is_counted_and_a_refusal_ends_the_stream():
     def behaviour(socket):
         servers.welcome(socket)
         for message, kind in zip(
-            servers.requests(socket), ("late", "overloaded", "ok", "refused"), strict=False
+            servers.requests(socket),
+            ("late", "overloaded", "unavailable", "failed", "ok", "refused"),
+            strict=False,
         ):
             failure = wam_v1.Failure(kind, "because", message.request_id) if kind != "ok" else None
             socket.send(servers.answer(message) if failure is None else wam_v1.encode_reply(failure))
 
     with Server(behaviour) as server, PolicyClient(server.uri, **OPTIONS).stream() as stream:
-        for seed in (1, 2, 3):
+        for seed in (1, 2, 3, 4, 5):
             stream.send(observe(seed))
-        assert first(stream.wait(2.0)) == 3
-        assert [type(error) for error in stream.missed] == [PolicyLate, PolicyOverloaded]
-        stream.send(observe(4))
+        assert first(stream.wait(2.0)) == 5
+        missed = [type(error) for error in stream.missed]
+        assert missed == [PolicyLate, PolicyOverloaded, PolicyUnavailable, PolicyError]
+        stream.send(observe(6))
         with pytest.raises(RequestError, match="because"):
             stream.wait(2.0)
         with pytest.raises(RequestError):
-            stream.send(observe(5))
+            stream.send(observe(7))
 
 
 def test_a_server_that_is_gone_ends_the_stream():
