@@ -67,29 +67,6 @@ def joint_attention(
     return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
-def masked_joint_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prompt_key: Tensor,
-    prompt_value: Tensor,
-    lengths: Sequence[int],
-) -> Tensor:
-    """`joint_attention` in one call, the prompt padding masked: for batches of many prompt lengths."""
-    padded = prompt_key.shape[2]
-    allowed = torch.ones(len(lengths), 1, 1, padded + key.shape[2], dtype=torch.bool, device=query.device)
-    allowed[:, 0, 0, :padded] = (
-        torch.arange(padded, device=query.device) < torch.tensor(lengths, device=query.device)[:, None]
-    )
-    return F.scaled_dot_product_attention(
-        query,
-        torch.cat([prompt_key, key], dim=2),
-        torch.cat([prompt_value, value], dim=2),
-        attn_mask=allowed,
-        enable_gqa=True,
-    )
-
-
 class MoTAttention(nn.Module):
     """Attention of one layer: `to_*`, `norm_*` are the text tower's, `add_*`, `norm_added_*` generation's.
 
@@ -99,7 +76,7 @@ class MoTAttention(nn.Module):
     def __init__(self, config: WorldModelConfig, last: bool) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.attend: Attend = joint_attention
+        self.attend: Attend = joint_attention  # a runtime may put an equal kernel here
         hidden, bias = config.hidden_size, config.attention_bias
         wide, narrow = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from wamserve.action_codec.errors import RequestError
 from wamserve.policy_server.sampling.guidance import Guidance
 from wamserve.policy_server.sampling.sampler import Start, sample
 from wamserve.policy_server.sampling.schedule import flow_schedule
-from wamserve.policy_server.world_model.attention import RMSNorm, masked_joint_attention
+from wamserve.policy_server.world_model.attention import RMSNorm
 from wamserve.policy_server.world_model.config import PRESETS
 from wamserve.policy_server.world_model.layout import TokenLayout
 from wamserve.policy_server.world_model.network import WorldModel
@@ -176,17 +177,26 @@ def test_each_request_of_a_batch_may_stand_at_its_own_timestep(random_network, r
 
 
 @torch.no_grad()
-def test_one_masked_attention_equals_runs_of_equal_prompt_length(random_network, random_start, close):
+def test_another_attention_kernel_may_be_put_in(random_network, random_start, close):
+    """It receives everything the default one does: here, one masked call over padded prompts."""
+
+    def masked(query, key, value, prompt_key, prompt_value, lengths):
+        padded = prompt_key.shape[2]
+        allowed = torch.ones(len(lengths), 1, 1, padded + key.shape[2], dtype=torch.bool)
+        allowed[:, 0, 0, :padded] = torch.arange(padded) < torch.tensor(lengths)[:, None]
+        keys, values = (torch.cat(pair, dim=2) for pair in ((prompt_key, key), (prompt_value, value)))
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=allowed, enable_gqa=True)
+
     network = random_network(PRESETS["tiny-nano"])
     plans = [policy_plan()] * 3
     start = random_start(network.config, plans, 6, 5)
     prompt = prefill(network, prompts_of(network, [12, 4, 9]))
     runs = step(network, start, plans, prompt)
     for layer in network.layers:
-        layer.self_attn.attend = masked_joint_attention
-    masked = step(network, start, plans, prompt)
-    close(masked.video, runs.video, BATCH)
-    close(masked.action, runs.action, BATCH)
+        layer.self_attn.attend = masked
+    other = step(network, start, plans, prompt)
+    close(other.video, runs.video, BATCH)
+    close(other.action, runs.action, BATCH)
 
 
 @FLAVOURS
