@@ -84,7 +84,7 @@ class Instant:
         self.answer = Prediction(ActionChunk(np.zeros((32, 8), np.float32), 0.0, 1 / 15))
 
     def describe(self) -> dict[str, object]:
-        return Served.of(self.contract) if self.contract is not None else {}
+        return Served.of(self.contract, composed=True) if self.contract is not None else {}
 
     def infer(self, request: Request) -> Prediction:
         return self.infer_batch([request])[0]

@@ -7,7 +7,7 @@ import itertools
 import logging
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from wamserve.clients.check import check_request
 from wamserve.clients.messages import SUBPROTOCOL
 from wamserve.clients.policy import Request
 from wamserve.clients.wire import LIMITS, Limits
+from wamserve.embodiments.canvas import compose
 from wamserve.policy_server.serving.auth import Tokens
 from wamserve.policy_server.serving.conversation import Conversation
 from wamserve.policy_server.serving.dialects.base import RESTART
@@ -151,11 +152,18 @@ class Server:
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    def check(self, request: Request) -> None:
-        """Raises RequestError for a request that does not fit the served contract."""
+    def prepare(self, request: Request) -> Request:
+        """The request as the engine gets it: checked against the served contract, its views composed where
+        the policy asked for that. Raises RequestError for one that does not fit."""
         served = self.engine.served
-        if served is not None and served.declared is not None:
-            check_request(served.declared, request)
+        if served is None or served.declared is None:
+            return request
+        check_request(served.declared, request)
+        seen = request.observation
+        if not served.composed or request.mode == "id" or set(seen.images) == {"canvas"}:
+            return request
+        canvas = compose(served.declared.model.canvas, seen.images)
+        return replace(request, observation=replace(seen, images={"canvas": canvas}))
 
     async def _converse(self, websocket: ServerConnection) -> None:
         conversation = Conversation(self, websocket, f"c{next(self._names)}")

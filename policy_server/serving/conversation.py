@@ -180,9 +180,8 @@ class Conversation:
                 raise PolicyOverloaded(
                     "too many requests in flight", expected=f"<= {self.server.settings.max_in_flight}"
                 )
-            self.server.check(request)
             request = replace(
-                request,
+                self.server.prepare(request),
                 seed=seed_for(request, self.server.settings.seed, self.server.deterministic),
                 session=self._session(request.session),
             )

@@ -36,6 +36,7 @@ class Served:
     guidance: tuple[float, float] | None = None
     max_prefix_rows: int = 0  # committed rows the policy can freeze at the head of a chunk
     video: bool = False  # predicted frames can be asked for
+    composed: bool = False  # the policy wants one picture: serving composes the views while the engine works
     deterministic: bool = False  # equal seeds give equal bytes whatever shares the batch
 
     @classmethod

@@ -22,6 +22,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from wamserve.clients import wire
 from wamserve.clients.policy import Observation, Request
+from wamserve.embodiments.canvas import compose
+from wamserve.embodiments.contract import load
 from wamserve.policy_server.serving.auth import Tokens, exposure_warning, tls_context
 from wamserve.policy_server.serving.scheduler import BatchRules
 
@@ -96,6 +98,22 @@ async def test_what_does_not_fit_the_contract_is_refused_before_the_engine(servi
         await websocket.recv()
         assert words in await infer(websocket, messages.cosmos(**changes))
         assert "action" in await infer(websocket, messages.cosmos())
+
+
+async def test_views_reach_a_policy_that_wants_one_picture_as_its_contracts_canvas(serving, talk):
+    fields = messages.three_views(seed=3)
+    views = {"wrist": "wrist_image_left", "exterior_1": "exterior_image_1_left"}
+    views |= {"exterior_2": "exterior_image_2_left"}
+    images = {name: fields[f"observation/{key}"] for name, key in views.items()}
+    canvas = compose(load("droid_lerobot").model.canvas, images)
+    for composed, pictures in ((True, {"canvas": canvas}), (False, images)):
+        arguments = {"embodiment": "droid_lerobot", "composed": composed}
+        async with serving(arguments=arguments) as server, talk(server) as websocket:
+            await websocket.recv()
+            reply = await infer(websocket, fields)
+        state = {name: fields[f"observation/{name}"] for name in ("joint_position", "gripper_position")}
+        asked = Request(Observation(pictures, state), seed=3)
+        np.testing.assert_array_equal(reply["action"], policies.rows_for(asked))
 
 
 async def test_a_policy_error_costs_that_request_only_and_shows_no_path(serving, talk):
