@@ -62,6 +62,8 @@ def contract_of(target: str, name: str | None = None) -> Embodiment | None:
     """The contract a task is made with: the suite's first, or the one asked for if the suite speaks it."""
     suite = target.partition("/")[0]
     known: tuple[str, ...] = suite_module(suite).CONTRACTS
+    if suite == "gym":
+        return load(name) if name else None
     if name is None:
         return load(known[0]) if known else None
     if name not in known:

@@ -29,7 +29,7 @@ SEEING = ("robosuite/Lift", "two_cubes/red", "two_cubes/green")
 # The oracle's least success rate: it solves the rigid scenes always, LIBERO's mostly.
 LEAST = {"libero_spatial": 0.5, "libero_object": 0.5}
 COLLAPSED = 0.25  # a broken convention may still succeed this often, by luck
-OFF_AXIS_PX = 4.5  # of the 160-pixel picture, some 2 cm on the table
+OFF_AXIS = 0.028  # of the picture, some 2 cm on the table
 RATE_ERROR = 6  # rows meant for 60 Hz run at 10 Hz, the field's own mistake
 
 Rows = Callable[[np.ndarray], np.ndarray]
@@ -262,7 +262,7 @@ def _pictures(here: Here, name: str, contract: Embodiment, items: list[WorkItem]
 
 
 def _telling(here: Here, name: str, count: int, seed: int = 0) -> list[WorkItem]:
-    """Initial states whose cube lies off both axes of the picture: turning it moves the cube by 3 cm or more."""
+    """Initial states whose cube lies off both axes of the picture: turned, it is 3 cm or more elsewhere."""
     task, found = here.task(name), []
     color = "green" if "green" in name else "red"
     for init in range(200):
@@ -270,7 +270,7 @@ def _telling(here: Here, name: str, count: int, seed: int = 0) -> list[WorkItem]
         task.reset(item.init, item.init_seed)
         image = task.render()["agentview"]
         pixel = find(image, color)
-        if pixel is not None and (np.abs(pixel - np.array(image.shape[:2]) / 2) > OFF_AXIS_PX).all():
+        if pixel is not None and (np.abs(pixel / image.shape[:2] - 0.5) > OFF_AXIS).all():
             found.append(item)
         if len(found) == count:
             break

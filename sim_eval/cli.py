@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,8 @@ def eval_verb(
     render: Literal["full", "fast"] = "full",
     deterministic: bool = False,
     video: bool = False,
+    max_steps: int | None = None,
+    python: str | None = None,
     executor: Literal["local", "ray"] = "local",
     run: Path | None = None,
     sweep: bool = False,
@@ -50,6 +53,9 @@ def eval_verb(
         render: "fast" leaves out shadows and antialiasing: other pixels, recorded in the protocol card.
         deterministic: identical results whatever the number of workers.
         video: also ask for the imagined video and record it.
+        max_steps: policy steps until an episode counts as failed; default: the suite's own.
+        python: interpreter of the workers, such as one made by `wam sims install libero --physics 1.4.0`.
+        executor: "ray" runs the same episodes on a Ray cluster.
         run: run directory; default: one named after the protocol, under runs/.
         sweep: score every cell of sweep_horizons x sweep_latencies: the success-latency surface.
     """
@@ -73,6 +79,8 @@ def eval_verb(
         deterministic=deterministic,
         video=video,
         executor=executor,
+        max_steps=max_steps,
+        python=python or sys.executable,
     )
     if sweep:
         return run_sweep(plan, run, sweep_horizons, sweep_latencies)

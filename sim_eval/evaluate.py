@@ -50,6 +50,7 @@ class Plan:
     deterministic: bool
     video: bool
     executor: str = "local"
+    max_steps: int | None = None  # None: the suite's own
     python: str = sys.executable  # interpreter of the workers
 
     def check(self) -> None:
@@ -163,7 +164,7 @@ def evaluate(
 
 
 def _bench(plan: Plan) -> Here | Crew:
-    make = MakeTask(plan.contract, plan.profile)
+    make = MakeTask(plan.contract, plan.profile, plan.max_steps)
     return Crew(make, plan.workers, plan.python) if plan.workers else Here(make)
 
 
@@ -218,7 +219,11 @@ def _episodes(
         from wamserve.sim_eval.on_ray import run_on_ray
 
         return run_on_ray(
-            MakeTask(plan.contract, plan.profile), loop, plan.policy, items, max(plan.workers, 1)
+            MakeTask(plan.contract, plan.profile, plan.max_steps),
+            loop,
+            plan.policy,
+            items,
+            max(plan.workers, 1),
         )
     if isinstance(bench, Here):
         return bench.run(policy, loop, items)

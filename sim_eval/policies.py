@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from wamserve.action_codec.errors import ContractError, PolicyError
 from wamserve.clients.policy import ActionChunk, Policy, Prediction, Request
+from wamserve.embodiments import tables
 from wamserve.embodiments.contract import Embodiment
 
 # Loads a checkpoint folder or Hub id as a Policy. Named, not imported: scoring knows no model.
@@ -72,7 +74,11 @@ def resolve(spec: str, contract: Embodiment | None, task: str) -> Policy:
     """
     if spec == "noop":
         if contract is None:
-            raise PolicyError("noop needs a task with a contract", seen=task)
+            raise PolicyError(
+                "noop must know how this robot holds still",
+                seen=f"{task} without a contract",
+                fix="--contract NAME, or --policy module:function",
+            )
         return NoopPolicy(contract)
     if spec == "oracle":
         from wamserve.sim_eval.oracles.policy import oracle_for
@@ -101,6 +107,24 @@ def _call(path: str, *args: Any) -> Policy:
     if not isinstance(policy, Policy):
         raise PolicyError(f"{path} made no policy", seen=type(policy).__name__, expected="infer and reset")
     return policy
+
+
+def declare(contract: Embodiment, name: str, **rest: Any) -> dict[str, Any]:
+    """What a scripted policy of that contract answers to `describe`, so that a server can serve it."""
+    plain = json.loads(tables.canonical(contract))
+    return {
+        "embodiment": contract.name,
+        "contract": plain,
+        "wire": plain["wire"],
+        "wire_sha256": contract.wire_hash,
+        "model_sha256": contract.model_hash,
+        "period": 1.0 / contract.wire.rate_hz,
+        "chunk_rows": contract.wire.chunk,
+        "card": {"name": name, **rest},
+        "sampler": "scripted",
+        "device": "cpu",
+        "deterministic": True,
+    }
 
 
 class NoopPolicy:
@@ -136,4 +160,4 @@ class NoopPolicy:
     def reset(self, session: str = "") -> None: ...
 
     def describe(self) -> dict[str, Any]:
-        return {"contract": asdict(self.contract), "card": {"name": "noop"}, "deterministic": True}
+        return declare(self.contract, "noop")

@@ -40,13 +40,8 @@ class Task(Protocol):
     arguments of reset and on the actions only: not on earlier episodes, not on the process.
     """
 
-    @property
-    def spec(self) -> TaskSpec: ...
-
-    @property
-    def wire(self) -> WireHalf:
-        """What the task sends and executes, as its contract's wire half."""
-        ...
+    spec: TaskSpec
+    wire: WireHalf  # what the task sends and executes: its contract's wire half
 
     def reset(self, init: int, seed: int) -> None:
         """Initial state `init` of the suite's list (seeded suites draw it from `seed`), after settling."""

@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -33,11 +33,15 @@ class MakeTask:
 
     contract: str | None  # None: the suite's own
     profile: Profile
+    max_steps: int | None = None  # instead of the suite's own
 
     def __call__(self, name: str) -> Task:
         from wamserve.sim_eval import catalog
 
-        return catalog.make(name, catalog.contract_of(name, self.contract), self.profile)
+        task = catalog.make(name, catalog.contract_of(name, self.contract), self.profile)
+        if self.max_steps is not None:
+            task.spec = replace(task.spec, max_steps=self.max_steps)
+        return task
 
 
 class Bench:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ from wamserve.action_codec.errors import TaskError
 from wamserve.clients.policy import ActionChunk, Policy, Prediction, Request
 from wamserve.embodiments.contract import Embodiment, load
 from wamserve.sim_eval.oracles import pick_place
+from wamserve.sim_eval.policies import declare
 
 PRIVILEGED = "privileged/"  # prefix of the states that only a simulator knows
 
@@ -50,13 +50,8 @@ class OraclePolicy:
     def reset(self, session: str = "") -> None: ...
 
     def describe(self) -> dict[str, Any]:
-        """What a server tells of it: the fields of its declaration."""
-        return {
-            "contract": asdict(self.contract),
-            "card": {"name": "oracle", "privileged": True, "noise": self._noise},
-            "sampler": "scripted",
-            "deterministic": True,
-        }
+        """What a server tells of it."""
+        return declare(self.contract, "oracle", privileged=True, noise=self._noise)
 
 
 def disturbed(rows: np.ndarray, contract: Embodiment, noise: float, rng: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,6 @@ or with its channels reversed takes its sight away. `wam check task` breaks imag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from wamserve.clients.policy import ActionChunk, Prediction, Request
 from wamserve.embodiments.contract import Embodiment
 from wamserve.sim_eval.oracles.kinematics import frames
 from wamserve.sim_eval.oracles.pick_place import OPEN_M, Scene, plan
+from wamserve.sim_eval.policies import declare
 
 # robosuite's "agentview" over its table: position [m], axes as columns (right, up, backward), field of view.
 CAMERA_POS = np.array([0.5, 0.0, 1.35])
@@ -27,7 +27,7 @@ CUBE_Z = 0.83  # m, height of the middle of what is seen of a cube on the table
 BASE = np.array([-0.56, 0.0, 0.912])  # m, the arm's base behind robosuite's table
 CHANNELS = {"red": 0, "green": 1}
 CUBE_M = 0.042
-LEAST_PIXELS = 12
+LEAST_PIXELS = 8
 
 
 def find(image: np.ndarray, color: str) -> np.ndarray | None:
@@ -110,9 +110,4 @@ class SeeingPolicy:
         self._seen.pop(session, None)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "contract": asdict(self.contract),
-            "card": {"name": "seeing"},
-            "sampler": "scripted",
-            "deterministic": True,
-        }
+        return declare(self.contract, "seeing")
