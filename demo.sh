@@ -16,11 +16,14 @@ else
   eval=(--render fast)
 fi
 
-"${serve[@]}" &
+mkdir -p "$(dirname "$run")"
+log=$run.server.log
+"${serve[@]}" >"$log" 2>&1 &
 server=$!
+echo "server: ${serve[*]} (log: $log)"
 trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
 until curl -fs "http://127.0.0.1:$port/readyz" >/dev/null 2>&1; do
-  kill -0 $server || { echo "the server did not start" >&2; exit 1; }
+  kill -0 $server || { cat "$log" >&2; echo "the server did not start" >&2; exit 1; }
   sleep 0.5
 done
 $wam eval robosuite/Lift --policy "ws://127.0.0.1:$port" --episodes 20 --workers 1 --run "$run" "${eval[@]}"
