@@ -1,1 +1,1 @@
-"""The low-latency runtime around the network."""
+"""The low-latency runtime: static buffers, whole-call graphs, guidance plans, parallelism, quantization."""

@@ -23,8 +23,8 @@ class Start:
     action_noise: Tensor  # like actions
 
 
-def check_start(network: WorldModel, plans: Sequence[RequestPlan], start: Start) -> None:
-    """Raises RequestError unless every tensor has the batch's shape and only finite numbers."""
+def check_shapes(network: WorldModel, plans: Sequence[RequestPlan], start: Start) -> None:
+    """Raises RequestError unless every tensor has the batch's shape, in fp32 where the network is."""
     if not plans:
         raise RequestError("no request in the batch", seen=0, expected="one plan or more")
     config, plan = network.config, plans[0]
@@ -45,6 +45,11 @@ def check_start(network: WorldModel, plans: Sequence[RequestPlan], start: Start)
                 seen=f"{tensor.dtype} on {tensor.device}",
                 expected=f"torch.float32 on {network.device}",
             )
+
+
+def check_start(network: WorldModel, plans: Sequence[RequestPlan], start: Start) -> None:
+    """`check_shapes`, and RequestError unless every number is finite and padding is zero. Waits for the device."""
+    check_shapes(network, plans, start)
     tensors = (start.latents, start.actions, start.video_noise, start.action_noise)
     padding = [start.actions[row, :, one.raw_action_dim :].any() for row, one in enumerate(plans)]
     # All questions about values in one device-to-host copy: the loop's only synchronisation before its end.
