@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class RecordedEpisode:
 
     def __init__(self, folder: Path, index: int | None, mapping: RecordedMap, instruction: str = "") -> None:
         """`instruction` "" takes the recorded task. RequestError for unknown keys or a blank instruction."""
+        needed("pyarrow", "recorded episodes")
         self.recording: Recording = read(folder, index)
         self.mapping = mapping
         self.rate_hz = self.recording.rate_hz
@@ -84,10 +86,7 @@ class RecordedEpisode:
 
     def _frames(self, key: str) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3] RGB frames of this episode, one per row."""
-        try:
-            import av
-        except ImportError as error:
-            raise RequestError("recorded videos need PyAV", fix="pip install av") from error
+        av = needed("av", "recorded videos")
         path, begin = _video(self.recording.path, self.recording.index, key)
         half = 0.5 / self.rate_hz
         with av.open(str(path)) as container:
@@ -95,6 +94,14 @@ class RecordedEpisode:
                 # Several episodes share a file; this one's frames start at `begin` seconds.
                 if frame.time is not None and frame.time > begin - half:
                     yield frame.to_ndarray(format="rgb24")
+
+
+def needed(module: str, what: str) -> Any:
+    """A module that the robot-side install leaves out. RequestError where it is missing."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise RequestError(f"{what} need {module}", fix=f"pip install {module}") from error
 
 
 class RecordedEnv:

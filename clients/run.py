@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json as jsonlib
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +22,7 @@ from wamserve.clients.client import PolicyClient
 from wamserve.clients.live import RunLog, RunReport
 from wamserve.clients.plain import DIALECTS
 from wamserve.clients.player import ChunkPlayer, StateOfRow, Strategy
-from wamserve.clients.recorded import RecordedEnv, RecordedEpisode, RecordedMap
+from wamserve.clients.recorded import RecordedEnv, RecordedEpisode, RecordedMap, needed
 from wamserve.clients.reply_layout import reply_layout
 from wamserve.clients.wam_v1 import Hello, Loading
 from wamserve.embodiments import contract as contracts
@@ -130,9 +129,9 @@ def run(
                 **player_options,
             )
         else:
-            gymnasium = import_module("gymnasium")
+            gymnasium = needed("gymnasium", "environments")
             for name in gym_import:
-                import_module(name)
+                needed(name, "environments")
             env = gymnasium.make(gym, **(gym_options or {}))
             mapping = GymMap(views, vectors, instruction, period, turn)
             report = in_gym(client, env, mapping, contract, pace, seed=seed, steps=steps or 10_000)

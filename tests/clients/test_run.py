@@ -16,7 +16,7 @@ from wamserve.clients.background import BackgroundPolicy
 from wamserve.clients.live import RunLog
 from wamserve.clients.player import ChunkPlayer, Due
 from wamserve.clients.policy import ActionChunk, Ledger, Observation, Prediction, Request
-from wamserve.clients.recorded import RecordedEpisode, RecordedMap
+from wamserve.clients.recorded import RecordedEpisode, RecordedMap, needed
 from wamserve.clients.reply_layout import reply_layout
 from wamserve.clients.run import joint_state_of_row, run
 from wamserve.embodiments import contract
@@ -330,3 +330,8 @@ def test_the_log_counts_late_ticks_and_the_oldest_observation():
     assert report.statuses == {"waiting": 1, "playing": 1, "holding": 1}
     assert report.failures == {"PolicyLate": 1}
     assert any("1 PolicyLate" in line for line in report.lines())
+
+
+def test_a_module_that_the_robot_lacks_is_named_with_its_remedy():
+    with pytest.raises(RequestError, match="pip install no_such_module"):
+        needed("no_such_module", "tests")
