@@ -31,10 +31,10 @@ demo: $(STAMP)
 	./demo.sh
 
 test: lint $(OPENPI)
-	$(BIN)/pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu"
 
 test-slow: $(STAMP) $(OPENPI)
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 .typing: $(STAMP)
 	mkdir -p .typing/wamserve
