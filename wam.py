@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train start": ("wamserve.training.cli:train_start", "write the checkpoint a small model starts from"),
     "check task": ("wamserve.sim_eval.cli:check_task_verb", "is a simulator task what it says, and do mistakes show"),
     "run franka": ("wamserve.clients.franka.run:run_franka", "drive a Franka arm by a policy, dry by default"),
+    "sims install": ("wamserve.sim_eval.sims_install:install", "install libero, robosuite or pusht"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from wamserve.action_codec.errors import ContractError, PolicyError
+from wamserve.clients.client import PolicyClient
 from wamserve.clients.policy import ActionChunk, Policy, Prediction, Request
+from wamserve.clients.wam_v1 import Hello
 from wamserve.embodiments import tables
 from wamserve.embodiments.contract import Embodiment
 
@@ -85,9 +88,7 @@ def resolve(spec: str, contract: Embodiment | None, task: str) -> Policy:
 
         return oracle_for(task, contract)
     if spec.startswith(("ws://", "wss://")):
-        from wamserve.clients.client import PolicyClient
-
-        return PolicyClient(spec, contract=contract)
+        return RemotePolicy(spec, contract)
     if ":" in spec and not Path(spec).exists():
         return _call(spec)
     return _call(CHECKPOINT_FACTORY, spec)
@@ -107,6 +108,37 @@ def _call(path: str, *args: Any) -> Policy:
     if not isinstance(policy, Policy):
         raise PolicyError(f"{path} made no policy", seen=type(policy).__name__, expected="infer and reset")
     return policy
+
+
+class RemotePolicy:
+    """A served policy. Questions of a batch go over connections of their own, so that the server can batch."""
+
+    def __init__(self, uri: str, contract: Embodiment | None) -> None:
+        self._uri, self._contract = uri, contract
+        self._clients: list[PolicyClient] = [PolicyClient(uri, contract=contract)]
+        self._threads = ThreadPoolExecutor(64, thread_name_prefix="wam-policy")
+
+    def connect(self) -> Any:
+        return self._clients[0].connect()
+
+    @property
+    def hello(self) -> Hello | None:
+        return self._clients[0].hello
+
+    def infer(self, request: Request) -> Prediction:
+        return self._clients[0].infer(request)
+
+    def infer_batch(self, requests: Sequence[Request]) -> list[Prediction]:
+        while len(self._clients) < len(requests):
+            self._clients.append(PolicyClient(self._uri, contract=self._contract))
+        waiting = [
+            self._threads.submit(client.infer, request)
+            for client, request in zip(self._clients, requests, strict=False)
+        ]
+        return [future.result() for future in waiting]
+
+    def reset(self, session: str = "") -> None:
+        self._clients[0].reset(session)
 
 
 def declare(contract: Embodiment, name: str, **rest: Any) -> dict[str, Any]:
