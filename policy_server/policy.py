@@ -190,7 +190,7 @@ class WorldActionPolicy:
         content = (fit.content_height, fit.content_width)
         size = latent_size((fit.height, fit.width), content)
         # One byte a pixel crosses to the device; floats are made there.
-        frames_of = (torch.from_numpy(np.require(job.frame.pixels, requirements="CW")) for job in jobs)
+        frames_of = (torch.from_numpy(np.require(job.frame.pixels, requirements=["C", "W"])) for job in jobs)
         pixels = torch.cat([pixels_from_uint8(one.to(self.network.device)) for one in frames_of])
         if jobs[0].request.mode == "id":
             return crop_content(self.vae.encode_video(pixels), content)
