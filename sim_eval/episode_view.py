@@ -79,7 +79,7 @@ def episode_view(
     panels: tuple[str, ...] = ()
     every_step = task is not None
     if timeline is not None:
-        uri = data_uri(h264_from_frames(_panels(timeline, embodiment), spec.rate_hz if every_step else 2.0))
+        uri = data_uri(h264_from_frames(_panels(timeline), spec.rate_hz if every_step else 2.0))
         panels = ("executed",)
         if timeline.imagined is not None:
             panels = ("executed", "imagined", "difference")
@@ -135,9 +135,8 @@ def make_timeline(
     return Timeline(tuple(steps), executed, shown, tuple(own), tuple(other))
 
 
-def _panels(timeline: Timeline, embodiment: Embodiment | None) -> np.ndarray:
+def _panels(timeline: Timeline) -> np.ndarray:
     def show(clip: np.ndarray) -> np.ndarray:
-        clip = frames.upright(clip, embodiment) if embodiment is not None else clip
         height, width = clip.shape[1:3]
         if height <= TALLEST:
             return clip

@@ -68,20 +68,6 @@ def view_rectangles(canvas: Canvas, size: tuple[int, int]) -> dict[str, Rectangl
     return dict(zip(canvas.views, inside, strict=True))
 
 
-def upright(video: np.ndarray, embodiment: Embodiment) -> np.ndarray:
-    """Canvas frames [T, h, w, 3] with every view turned the way a person looks at it; for display only."""
-    turn = {image.name: image.orientation for image in embodiment.wire.images}
-    out = video.copy()
-    for name, view in view_rectangles(embodiment.model.canvas, (video.shape[1], video.shape[2])).items():
-        part = view.crop(video)
-        if turn.get(name) == "flipped_rows":
-            part = part[:, ::-1]
-        elif turn.get(name) == "rotated_180":
-            part = part[:, ::-1, ::-1]
-        out[:, view.top : view.top + view.height, view.left : view.left + view.width] = part
-    return out
-
-
 def seen_views(recording: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the policy saw at its queries: view name -> uint8 [N, h, w, 3]; {} where nothing was seen."""
     return {name[len("view/") :]: rows for name, rows in recording.items() if name.startswith("view/")}

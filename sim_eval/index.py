@@ -41,6 +41,7 @@ class Group:
     legend: str
     iterations: tuple[int, ...]  # columns of the table over iterations
     families: tuple[tuple[str, tuple[Line | None, ...]], ...]  # its rows
+    imagined: bool  # whether any run imagined video
 
 
 def split_iteration(spec: str) -> tuple[str, int | None]:
@@ -93,26 +94,28 @@ def _group(entries: Sequence[tuple[RunInfo, RunScore, Path]], folder: Path) -> G
         legend=svg.legend({name: STYLES[i % len(STYLES)] for i, name in enumerate(names)}),
         iterations=iterations,
         families=table,
+        imagined=any(line.score.consistency is not None for line in lines),
     )
 
 
 def _curve(table: tuple[tuple[str, tuple[Line | None, ...]], ...], iterations: tuple[int, ...]) -> str:
     series = []
+    reach = max(iterations) - min(iterations)
     for index, (name, cells) in enumerate(table):
+        aside = 0.006 * reach * (index - (len(table) - 1) / 2)  # bars of two families do not cover each other
         known = [
             (i, line.score.success) for i, line in zip(iterations, cells, strict=True) if line is not None
         ]
         series.append(
             svg.Series(
                 name,
-                [i for i, _ in known],
+                [i + aside for i, _ in known],
                 [interval.estimate for _, interval in known],
                 STYLES[index % len(STYLES)],
                 low=[interval.low for _, interval in known],
                 high=[interval.high for _, interval in known],
             )
         )
-    reach = max(iterations) - min(iterations)
     return svg.lines(
         series,
         width=720,

@@ -48,8 +48,10 @@ class RecordedEpisode:
         }
 
 
-def read_episode(path: Path | str, embodiment: Embodiment, index: int | None = None) -> RecordedEpisode:
-    """Episode `index` (default: the first) of a LeRobot folder under a contract.
+def read_episode(
+    path: Path | str, embodiment: Embodiment, index: int | None = None, rows: int | None = None
+) -> RecordedEpisode:
+    """Episode `index` (default: the first) of a LeRobot folder under a contract; `rows`: only that many.
 
     Raises ContractError where rate, columns or cameras are not the contract's, RunError for a broken video.
     """
@@ -63,19 +65,20 @@ def read_episode(path: Path | str, embodiment: Embodiment, index: int | None = N
             seen=", ".join(recording.videos) or "no cameras",
             expected=", ".join(canvas.videos),
         )
-    rows = thinned.rows.astype(int)
+    native = thinned.rows.astype(int)[:rows]
+    columns = {name: values[:rows] for name, values in thinned.columns.items()}
     views = {
-        view: _video_rows(recording.path, key, recording.index, rows)
+        view: _video_rows(recording.path, key, recording.index, native)
         for view, key in zip(canvas.views, canvas.videos, strict=True)
     }
-    encoded = adapters.encode(embodiment, thinned.columns)
+    encoded = adapters.encode(embodiment, columns)
     return RecordedEpisode(
         name=f"{recording.path.name}/{recording.index}",
         embodiment=embodiment,
         instruction=_instruction(recording.path, recording.index),
         frames=compose(canvas, views),
         raw=np.asarray(encoded.raw.values),
-        columns=thinned.columns,
+        columns=columns,
     )
 
 

@@ -50,6 +50,7 @@ def score_episodes(
     contract: str,
     modes: tuple[Literal["fd", "id", "policy"], ...] = ("fd", "id"),
     episodes: tuple[int, ...] = (),
+    rows: int | None = None,
     hop: int | None = None,
     clips: int | None = None,
     samples: int = 4,
@@ -67,6 +68,7 @@ def score_episodes(
         contract: embodiment of the data set; its rate, columns and cameras are checked.
         modes: fd: actions to video. id: video to actions. policy: open-loop actions, best of `samples`.
         episodes: episode numbers; default: the first.
+        rows: read only so many action rows of each episode.
         hop: rows between the starts of two clips; default: one chunk, so that none overlap.
         clips: score at most this many, spread evenly.
         rollout_chunks: chunks of the autoregressive rollout.
@@ -79,7 +81,7 @@ def score_episodes(
     from wamserve.sim_eval.score import plain
 
     embodiment = load(contract)
-    recorded = [read_episode(path, embodiment, index) for index in (episodes or (None,))]
+    recorded = [read_episode(path, embodiment, index, rows) for index in (episodes or (None,))]
     print(f"scoring {policy} on {path}: {', '.join(modes)} as {contract}")
     report = run_score(
         *(dynamics_model(policy, embodiment), policy, recorded, modes, hop, clips),

@@ -42,9 +42,9 @@ def histogram(values: Sequence[float], unit: str, width: int = 300, height: int 
     low, high = float(array.min()), float(array.max())
     if high - low < 1e-9:
         pad = max(abs(low) * 0.05, 0.5)
-        low, high = low - pad, high + pad
+        low, high = (max(low - pad, 0.0) if low >= 0 else low - pad), high + pad
     counts, edges = np.histogram(array, bins=bins, range=(low, high))
-    left, right, top, bottom = 4, width - 4, 16, height - 18
+    left, right, top, bottom = 4, width - 4, 28, height - 18
     scale = (bottom - top) / max(counts.max(), 1)
 
     def at(value: float) -> float:
@@ -158,8 +158,10 @@ def _unbroken(x: Sequence[float], y: Sequence[float | None]) -> list[list[tuple[
 
 
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:
-    if high - low < 1e-12:
-        return low - 0.5, high + 0.5
+    least = max(2e-3 * max(abs(low), abs(high)), 1e-6)  # below that a line is flat to the eye
+    if high - low < least:
+        middle, half = (low + high) / 2, max(0.05 * max(abs(low), abs(high)), 1e-3)
+        return middle - half, middle + half
     return low - share * (high - low), high + share * (high - low)
 
 

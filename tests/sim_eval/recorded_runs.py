@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from wamserve.embodiments.contract import load
 from wamserve.sim_eval.protocol import LoopProtocol, PolicyIdentity, ProtocolCard
 from wamserve.sim_eval.store import RunStore
 from wamserve.sim_eval.task import ChunkRow, Episode, TaskSpec, WorkItem
@@ -49,8 +50,8 @@ def toy_card(policy="alpha", tasks=("toy/Push",), inits=10, seed=0, repeats=1, h
         seed=seed,
         seed_rule="run seed + 1000 * init + repeat",
         contract="pusht",
-        contract_model_sha256="a" * 64,
-        contract_wire_sha256="b" * 64,
+        contract_model_sha256=load("pusht").model_hash,
+        contract_wire_sha256=load("pusht").wire_hash,
         policy=PolicyIdentity(spec=f"toy:{policy}", name=policy, weights_sha256="c" * 64),
         loop=LoopProtocol(replan_horizon=horizon, strategy="replace", latency=loop.get("latency", "0")),
         versions={"toy": "1.0"},
@@ -99,7 +100,7 @@ def toy_episode(item, success, imagine=True, horizon=4, latency_ms=80.0, steps=1
     )  # fmt: skip
 
 
-def toy_run(path, outcomes, policy="alpha", imagine=True, finish=True, seed=0, **card):
+def toy_run(path, outcomes, policy="alpha", imagine=True, finish=True, seed=0, steps=12, **card):
     """A run directory. `outcomes`: task -> success of each initial state."""
     inits = max(len(rows) for rows in outcomes.values())
     protocol = toy_card(policy, tuple(outcomes), inits, seed=seed, **card)
@@ -107,7 +108,7 @@ def toy_run(path, outcomes, policy="alpha", imagine=True, finish=True, seed=0, *
     for task, rows in outcomes.items():
         for init, success in enumerate(rows):
             item = WorkItem(task, init, 0, seed=seed + 1000 * init)
-            run.add(toy_episode(item, bool(success), imagine, protocol.loop.replan_horizon))
+            run.add(toy_episode(item, bool(success), imagine, protocol.loop.replan_horizon, steps=steps))
     if finish:
         run.finish()
     return run

@@ -131,7 +131,7 @@ def test_page_opens_without_a_script_error_or_a_request(browser, page):
     assert browser.run("document.title") == "alpha on toy"
     text = browser.run("document.getElementById('headline').innerText")
     assert "60.0 %" in text and "3 of 5" in text and "[23.1, 88.2]" in text
-    assert "b" * 64 in browser.run("document.getElementById('protocol').textContent")
+    assert load("pusht").wire_hash in browser.run("document.getElementById('protocol').textContent")
 
 
 def test_failures_come_first_and_the_first_one_is_open(browser, page):

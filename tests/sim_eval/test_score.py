@@ -114,11 +114,3 @@ def test_predicted_sizes_meet_the_recording_by_the_same_operation():
     assert np.array_equal(views["wrist"].crop(content), images["wrist"])
     with pytest.raises(RunError, match="size that its contract's canvas never has"):
         frames.canvas_like(canvas, images, (100, 100))
-
-
-def test_views_sent_upside_down_are_shown_upright():
-    robot = load("panda_osc")
-    assert {image.orientation for image in robot.wire.images} == {"flipped_rows"}
-    canvas = np.zeros((1, 160, 320, 3), np.uint8)
-    canvas[0, 159, 3] = 255  # lower left of the left view as sent
-    assert frames.upright(canvas, robot)[0, 0, 3].tolist() == [255, 255, 255]
