@@ -29,13 +29,20 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("wamserve.sim_eval.results_cli:export", "write a run as a LeRobot v3 data set"),
     "view": ("wamserve.sim_eval.results_cli:view", "write a run's report as one self-contained page"),
     "run": ("wamserve.clients.run:run", "watch a policy server on a recorded episode or in a gym"),
+    "run task": ("wamserve.sim_eval.live:run_task", "watch a policy server drive one simulator task"),
     "record": ("wamserve.training.record:record", "record scripted demonstrations as a LeRobot data set"),
     "prepare": ("wamserve.training.cli:prepare", "compute a data set's training windows and video latents"),
     "train": ("wamserve.training.cli:train", "train or post-train a world-action model"),
     "train vae": ("wamserve.training.cli:train_vae", "train a small video VAE"),
     "train start": ("wamserve.training.cli:train_start", "write the checkpoint a small model starts from"),
-    "check task": ("wamserve.sim_eval.cli:check_task_verb", "is a simulator task what it says, and do mistakes show"),
-    "run franka": ("wamserve.clients.franka.run:run_franka", "drive a Franka arm by a policy, dry by default"),
+    "check task": (
+        "wamserve.sim_eval.cli:check_task_verb",
+        "is a simulator task what it says, and do mistakes show",
+    ),
+    "run franka": (
+        "wamserve.clients.franka.run:run_franka",
+        "drive a Franka arm by a policy, dry by default",
+    ),
     "sims install": ("wamserve.sim_eval.sims_install:install", "install libero, robosuite or pusht"),
 }
 
