@@ -35,6 +35,7 @@ from wamserve.policy_server.serving.dialects.base import (
 )
 from wamserve.policy_server.serving.dialects.plain import Plain
 from wamserve.policy_server.serving.dialects.wam import Wam
+from wamserve.policy_server.serving.reader import install
 from wamserve.policy_server.serving.scheduler import Superseded
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wamserve.serving")
 
 _LOADING_EVERY_S = 0.5
-_READ_BYTES = 4 * 2**20
 
 
 class Conversation:
@@ -64,9 +64,7 @@ class Conversation:
     async def run(self) -> None:
         closed = asyncio.ensure_future(self.websocket.wait_closed())
         closed.add_done_callback(self._gone)
-        # Camera frames are megabytes: fewer, larger reads than asyncio's 256 KiB.
-        if hasattr(self.websocket.transport, "max_size"):
-            self.websocket.transport.max_size = _READ_BYTES
+        install(self.websocket.protocol.reader)
         try:
             if not await self._wait_until_ready(closed):
                 return

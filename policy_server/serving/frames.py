@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ class Writer:
             else [self.array(chunk.actions), chunk.start, chunk.period, chunk.delay],
             "video": self.array(prediction.video),
             "seed": int(prediction.seed),
-            "ledger": asdict(prediction.ledger),
+            "ledger": vars(prediction.ledger),
         }
 
     def free(self) -> None:
@@ -115,6 +114,3 @@ def pack_error(error: BaseException) -> dict[str, str]:
 def unpack_error(packed: dict[str, str]) -> WamError:
     kind = getattr(errors, packed["kind"], PolicyError)
     return kind(packed["what"]) if issubclass(kind, WamError) else PolicyError(packed["what"])
-
-
-LEDGER_STAGES = tuple(field.name for field in fields(Ledger) if field.name.endswith("_ms"))
