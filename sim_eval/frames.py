@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -83,6 +84,21 @@ def rendered_views(
         task.restore(states[step])
         pictures.append(task.render())
     return {name: np.stack([picture[name] for picture in pictures]) for name in pictures[0]}
+
+
+def frozen_chunks(
+    recording: Mapping[str, np.ndarray], embodiment: Embodiment, chunks: Sequence[ImaginedChunk]
+) -> list[ImaginedChunk]:
+    """The same chunks as a model would imagine them that copies what it was shown: the baseline."""
+    views = seen_views(recording)
+    out = []
+    for index, chunk in enumerate(chunks):
+        first = chunk.imagined[:1]
+        if views:
+            shown = {name: rows[index : index + 1] for name, rows in views.items()}
+            first = canvas_like(embodiment.model.canvas, shown, (first.shape[1], first.shape[2]))
+        out.append(replace(chunk, imagined=np.repeat(first, len(chunk.imagined), axis=0)))
+    return out
 
 
 def imagined_chunks(

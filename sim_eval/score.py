@@ -37,6 +37,7 @@ class EpisodeScore:
     max_progress: float | None
     queries: int
     consistency: ConsistencyScore | None  # None: no video was imagined, or none of it executed
+    consistency_frozen: ConsistencyScore | None  # baseline: the frame it was shown, all along
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class RunScore:
     coverage: CoverageScore | None  # where every episode has partial credit
     latency: LatencyScore | None  # None: no query was recorded
     consistency: ConsistencyScore | None  # pooled over episodes
+    consistency_frozen: ConsistencyScore | None  # baseline: each query's own frame, all along
     consistency_frames: str  # "rendered": every executed frame; "seen": one per query; "": nothing imagined
     episode_scores: tuple[EpisodeScore, ...]
 
@@ -217,16 +219,18 @@ def _episode_score(
     imagined: list[ImaginedChunk],
     embodiment: Embodiment | None,
 ) -> EpisodeScore:
-    comparable = [chunk for chunk in imagined if chunk.steps]
-    agreement = None
-    if comparable and embodiment is not None:
+    agreement = frozen = None
+    if any(chunk.steps for chunk in imagined) and embodiment is not None:
         height, width = recording["video"].shape[2:4]
         views = frames.view_rectangles(embodiment.model.canvas, (height, width))
-        agreement = consistency.consistency_score(comparable, views)
+        agreement = consistency.consistency_score(imagined, views)
+        still = frames.frozen_chunks(recording, embodiment, imagined)
+        frozen = consistency.consistency_score(still, views)
     return EpisodeScore(
         *(row.task, row.init, row.repeat, row.success, row.steps, row.final_progress, row.max_progress),
         queries=len(questions),
         consistency=agreement,
+        consistency_frozen=frozen,
     )
 
 
@@ -244,6 +248,7 @@ def _run_score(
         by_task.setdefault(row.task, []).append(row)
     successes = sum(row.success for row in rows)
     agreements = [score.consistency for score in scores if score.consistency is not None]
+    baselines = [score.consistency_frozen for score in scores if score.consistency_frozen is not None]
     return RunScore(
         path=str(run.path),
         policy=card.policy.name or card.policy.spec,
@@ -265,6 +270,7 @@ def _run_score(
         coverage=_coverage(rows),
         latency=_latency(chunks),
         consistency=consistency.pool(agreements) if agreements else None,
+        consistency_frozen=consistency.pool(baselines) if baselines else None,
         consistency_frames=("rendered" if rendered else "seen") if agreements else "",
         episode_scores=tuple(scores),
     )
@@ -335,6 +341,8 @@ def summary(score: RunScore) -> list[str]:
             f"  imagined vs executed: PSNR {score.consistency.psnr_db:.2f} dB over "
             f"{score.consistency.frames} frames ({views}; {score.consistency_frames})"
         )
+    if score.consistency_frozen is not None:
+        out.append(f"  a frozen picture would score {score.consistency_frozen.psnr_db:.2f} dB")
     if score.latency is not None:
         late = score.latency
         out.append(

@@ -52,8 +52,8 @@ def histogram(values: Sequence[float], unit: str, width: int = 300, height: int 
 
     bars = "".join(
         f'<rect class="bar" x="{at(edges[i]) + 0.5:.1f}" y="{bottom - count * scale:.1f}" '
-        f'width="{(right - left) / bins - 1:.1f}" height="{count * scale:.1f}"><title>{edges[i]:.4g} to '
-        f"{edges[i + 1]:.4g} {escape(unit)}: {count}</title></rect>"
+        f'width="{(right - left) / bins - 1:.1f}" height="{count * scale:.1f}"><title>{_number(edges[i])} to '
+        f"{_number(edges[i + 1])} {escape(unit)}: {count}</title></rect>"
         for i, count in enumerate(counts)
         if count
     )
@@ -64,13 +64,13 @@ def histogram(values: Sequence[float], unit: str, width: int = 300, height: int 
         marks += (
             f'<line class="mark" x1="{at(value):.1f}" x2="{at(value):.1f}" y1="{top - 4}" y2="{bottom}"/>'
             f'<text x="{at(value) + (3 if anchor == "start" else -3):.1f}" '
-            f'y="{10 if quantile == 50 else 22}" text-anchor="{anchor}">{name} {value:.4g}</text>'
+            f'y="{10 if quantile == 50 else 22}" text-anchor="{anchor}">{name} {_number(value)}</text>'
         )
     return (
         f'<svg class="chart" viewBox="0 0 {width} {height}" width="{width}" role="img">{bars}'
         f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>{marks}'
-        f'<text x="{left}" y="{height - 5}">{low:.4g}</text><text x="{right}" y="{height - 5}" '
-        f'text-anchor="end">{high:.4g} {escape(unit)}</text></svg>'
+        f'<text x="{left}" y="{height - 5}">{_number(low)}</text><text x="{right}" y="{height - 5}" '
+        f'text-anchor="end">{_number(high)} {escape(unit)}</text></svg>'
     )
 
 
@@ -103,13 +103,15 @@ def lines(
 
     parts = []
     for tick in _ticks(y0, y1, 4):
-        text = f"{100 * tick:.0f} %" if percent else f"{tick:.4g}"
+        text = f"{100 * tick:.0f} %" if percent else _number(tick)
         parts.append(
             f'<line class="grid" x1="{left}" x2="{right}" y1="{py(tick):.1f}" y2="{py(tick):.1f}"/>'
             f'<text x="{left - 5}" y="{py(tick) + 3.5:.1f}" text-anchor="end">{text}</text>'
         )
     for tick in _ticks(x0, x1, 8):
-        parts.append(f'<text x="{px(tick):.1f}" y="{bottom + 13}" text-anchor="middle">{tick:.4g}</text>')
+        parts.append(
+            f'<text x="{px(tick):.1f}" y="{bottom + 13}" text-anchor="middle">{_number(tick)}</text>'
+        )
     parts += [
         f'<line class="seam" x1="{px(g):.1f}" x2="{px(g):.1f}" y1="{top}" y2="{bottom}"/>' for g in guides
     ]
@@ -155,6 +157,10 @@ def _unbroken(x: Sequence[float], y: Sequence[float | None]) -> list[list[tuple[
         else:
             runs[-1].append((a, b))
     return [run for run in runs if run]
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:

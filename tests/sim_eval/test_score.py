@@ -39,6 +39,9 @@ def test_consistency_from_rendered_frames_is_the_hand_number(toys, tmp_path):
     assert result.consistency.psnr_db == pytest.approx(LAG_DB, abs=1e-9)
     assert result.consistency.psnr_db_by_step == pytest.approx(dict.fromkeys((1, 2, 3, 4), LAG_DB), abs=1e-9)
     assert result.consistency.psnr_db_by_view == {"top": pytest.approx(LAG_DB, abs=1e-9)}
+    # the frozen picture lags by 1, 2, 3 and 4 steps
+    frozen = 10 * math.log10(255**2 / (LAG_MSE * (1 + 2 + 3 + 4) / 4))
+    assert result.consistency_frozen.psnr_db == pytest.approx(frozen, abs=1e-9)
 
 
 def test_without_a_simulator_one_frame_per_query_is_compared(toys, tmp_path):
