@@ -111,7 +111,7 @@ def _call(path: str, *args: Any) -> Policy:
 
 
 class RemotePolicy:
-    """A served policy. Questions of a batch go over connections of their own, so that the server can batch."""
+    """A served policy. Each question of a batch takes a connection of its own, so the server can batch."""
 
     def __init__(self, uri: str, contract: Embodiment | None) -> None:
         self._uri, self._contract = uri, contract

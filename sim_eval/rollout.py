@@ -87,7 +87,18 @@ def rollout(task: Task, ask: Ask, item: WorkItem, loop: Loop) -> Episode:
     arriving: tuple[int, Prediction] | None = None  # the answer on its way, and its place in the trace
     playable: list[int] = []  # chunks the player accepted, by their place in the trace
     next_ask, done = 0, task.success()
+
+    def arrive() -> None:
+        nonlocal arriving
+        if arriving is not None and clock.step >= trace.rows[arriving[0]].ready:
+            index, said = arriving
+            assert said.chunk is not None
+            if player.push(said.chunk):
+                playable.append(index)
+            arriving = None
+
     while clock.step < spec.max_steps and not done:
+        arrive()  # before asking: an answer in hand lets the next question go out at this step
         if arriving is None and clock.step >= next_ask:
             mark = time.perf_counter()
             observation = observe(task, loop, clock())
@@ -109,12 +120,7 @@ def rollout(task: Task, ask: Ask, item: WorkItem, loop: Loop) -> Episode:
                 prediction,
             )
             next_ask = clock.step + loop.horizon
-        if arriving is not None and clock.step >= trace.rows[arriving[0]].ready:
-            index, prediction = arriving
-            assert prediction.chunk is not None
-            if player.push(prediction.chunk):
-                playable.append(index)
-            arriving = None
+        arrive()
         due = player.due()
         row = task.hold() if due.action is None else due.action
         mark = time.perf_counter()
