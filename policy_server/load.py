@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from wamserve.action_codec.errors import CheckpointError
 from wamserve.embodiments.contract import Embodiment, load, load_file
 from wamserve.policy_server.card import PolicyCard, find_card
 from wamserve.policy_server.policy import WorldActionPolicy
+from wamserve.policy_server.runner import Runner
 from wamserve.policy_server.world_model.checkpoint import (
     Checkpoint,
     load_weights,
@@ -38,13 +40,15 @@ def load_policy(
     seed: int = 0,
     hash_weights: bool = True,
     prompt_cache_bytes: int = 1 << 30,
+    engine: Mapping[str, Any] | None = None,
     progress: Stages | None = None,
 ) -> WorldActionPolicy:
     """A policy from a folder or a Hub id `org/name[@revision]`.
 
     embodiment: a contract's name or TOML file; the card's only one by default. card: a card file or the name
     of a shipped card, by default the one beside the weights. device: "auto" is CUDA where there is one.
-    dtype: fp32, bf16, fp16; "auto" is bf16 on CUDA and fp32 on a CPU.
+    dtype: fp32, bf16, fp16; "auto" is bf16 on CUDA and fp32 on a CPU. engine: fields of `EngineOptions`, {}
+    for its defaults; None runs the plain path.
 
     Raises CheckpointError or ContractError before any forward pass.
     """
@@ -65,6 +69,12 @@ def load_policy(
         raise CheckpointError(
             f"the weights are not those of the card {found.name}", seen=sha, expected=found.weights_sha256
         )
+    runner: Runner | None = None
+    if engine is not None:
+        from wamserve.policy_server.engine.engine import Engine
+        from wamserve.policy_server.engine.options import EngineOptions
+
+        runner = Engine(network, vae, EngineOptions(**engine))
     return WorldActionPolicy(
         network,
         vae,
@@ -75,6 +85,7 @@ def load_policy(
         deterministic=deterministic,
         seed=seed,
         prompt_cache_bytes=prompt_cache_bytes,
+        runner=runner,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,16 @@ from wamserve.policy_server.card import PolicyCard, Sampling
 from wamserve.policy_server.progress import Progress, silent
 from wamserve.policy_server.prompt_cache import PromptCache
 from wamserve.policy_server.rows import RowCodec
+from wamserve.policy_server.runner import Plain, Runner
 from wamserve.policy_server.sampling.guidance import Guidance
 from wamserve.policy_server.sampling.noise import draw_noise
-from wamserve.policy_server.sampling.sampler import Sample, Start, sample
+from wamserve.policy_server.sampling.sampler import Sample
 from wamserve.policy_server.sampling.schedule import flow_schedule
+from wamserve.policy_server.sampling.start import Start
 from wamserve.policy_server.stopwatch import Stopwatch
 from wamserve.policy_server.world_model.network import WorldModel
 from wamserve.policy_server.world_model.text import PromptTokenizer
-from wamserve.policy_server.world_model.tokens import RequestPlan, latent_size, plan_request
+from wamserve.policy_server.world_model.tokens import RequestPlan, plan_request
 from wamserve.policy_server.world_model.vae import (
     VideoVAE,
     crop_content,
@@ -76,7 +78,7 @@ class WorldActionPolicy:
         deterministic: bool = False,
         seed: int = 0,
         prompt_cache_bytes: int = 1 << 30,
-        sampler: Callable[..., Sample] = sample,
+        runner: Runner | None = None,
     ) -> None:
         self.network, self.vae, self.contract, self.card = network, vae, contract, card
         self.codec = RowCodec(contract)
@@ -84,7 +86,7 @@ class WorldActionPolicy:
         self.weights_sha256 = weights_sha256
         self.deterministic = deterministic
         self.seed = seed
-        self.sampler = sampler
+        self.runner = runner or Plain(vae, network.device)
         self.on_step: Progress = silent  # called after every denoising step with (done, steps)
         self._seeds = np.random.default_rng(seed)
 
@@ -160,7 +162,7 @@ class WorldActionPolicy:
         shape = first.plan.shape(*latents.shape[-2:])
         seeds = [job.seed for job in jobs]
         noise = draw_noise(first.sampling.noise, seeds, shape, latents.shape[1], actions.shape[-1], device)
-        result = self.sampler(
+        result = self.runner.sample(
             self.network,
             [job.plan for job in jobs],
             Start(latents, actions.to(device), *noise),
@@ -186,17 +188,14 @@ class WorldActionPolicy:
 
     def encode(self, jobs: Sequence[Job]) -> torch.Tensor:
         """Clean latents [B, C, T, h, w] of the content, fp32; zero frames where they are to be denoised."""
-        fit, frames = jobs[0].frame.fit, len(jobs[0].plan.video_clean)
-        content = (fit.content_height, fit.content_width)
-        size = latent_size((fit.height, fit.width), content)
-        # One byte a pixel crosses to the device; floats are made there.
-        frames_of = (torch.from_numpy(np.require(job.frame.pixels, requirements=["C", "W"])) for job in jobs)
-        pixels = torch.cat([pixels_from_uint8(one.to(self.network.device)) for one in frames_of])
-        if jobs[0].request.mode == "id":
-            return crop_content(self.vae.encode_video(pixels), content)
-        latents = torch.zeros(len(jobs), self.vae.channels, frames, *size, device=self.network.device)
-        latents[:, :, :1] = crop_content(self.vae.encode_first_frame(pixels[:, :, 0]), content)
-        return latents
+        first = jobs[0]
+        if first.request.mode != "id":
+            pictures = np.concatenate([job.frame.pixels for job in jobs])
+            return self.runner.encode(pictures, first.frame.fit, len(first.plan.video_clean))
+        content = (first.frame.fit.content_height, first.frame.fit.content_width)
+        clips = (torch.from_numpy(np.require(job.frame.pixels, requirements=["C", "W"])) for job in jobs)
+        pixels = torch.cat([pixels_from_uint8(clip.to(self.network.device)) for clip in clips])
+        return crop_content(self.vae.encode_video(pixels), content)
 
     def decode(self, result: Sample) -> list[np.ndarray]:
         """uint8 [T, h, w, 3] frames of each row of a batch, one row at a time to bound memory."""

@@ -14,7 +14,7 @@ from wamserve.policy_server.card import shipped_cards
 from wamserve.policy_server.load import load_network, load_policy, load_vae, random_policy
 from wamserve.policy_server.policy import WorldActionPolicy
 from wamserve.policy_server.prompt_cache import PromptCache
-from wamserve.policy_server.sampling.sampler import sample
+from wamserve.policy_server.runner import Plain
 from wamserve.policy_server.serving.served import Served
 from wamserve.policy_server.world_model.checkpoint import open_checkpoint
 from wamserve.policy_server.world_model.random_weights import write_random_checkpoint
@@ -38,7 +38,7 @@ def shared_policy():
 def policy(shared_policy):
     shared_policy.deterministic = False
     shared_policy.prompts = PromptCache(shared_policy.network, shared_policy.prompts.tokenizer)
-    shared_policy.sampler = sample
+    shared_policy.runner = Plain(shared_policy.vae, shared_policy.network.device)
     return shared_policy
 
 
@@ -243,8 +243,8 @@ def test_progress_is_told_step_by_step(policy):
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_bad_request_is_refused_before_any_forward(policy, monkeypatch):
-    policy.sampler = lambda *_, **__: pytest.fail("the network ran")
+def test_a_bad_request_is_refused_before_any_forward(policy):
+    policy.runner = None  # whoever touches it fails in another way than expected
     bad = [
         ask(x=np.nan),
         ask(instruction=""),
@@ -255,6 +255,15 @@ def test_a_bad_request_is_refused_before_any_forward(policy, monkeypatch):
     for request in bad:
         with pytest.raises(RequestError):
             policy.infer(request)
+
+
+def test_the_engine_answers_like_the_plain_path(policy):
+    fast = random_policy("tiny-nano", "pusht", engine={})
+    assert type(fast.runner).__name__ == "Engine"
+    scale = policy.codec.normalizer.actions.half_width
+    for request in (ask(1), ask(2, mode="id"), ask(3, prefix=np.full((4, 2), 200.0))):
+        plain, quick = policy.infer(request).chunk.actions, fast.infer(request).chunk.actions
+        assert np.abs((plain - quick) / scale).max() < 2e-5
 
 
 @pytest.fixture(scope="module")
