@@ -40,6 +40,7 @@ class ArmState:
     success_rate: float = 1.0  # of the last 100 control cycles, 0 .. 1
     moving: bool = False  # a motion is under way
     mode: str = "idle"  # the robot's own word
+    robot_time: float = 0.0  # seconds on the robot's own clock
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class DryRunArm:
         self._q = self._q + share * (self._command - self._q)
         self._since = now
         zero = np.zeros(7)
-        return ArmState(self._q, zero, self._command, zero, zero, now, 1.0, self._running, "dry run")
+        return ArmState(self._q, zero, self._command, zero, zero, now, 1.0, self._running, "dry run", now)
 
     def needs_recovery(self) -> str:
         return ""
@@ -202,6 +203,7 @@ class FrankyArm:
             success_rate=float(state.control_command_success_rate),
             moving=moving,
             mode=str(state.robot_mode).rsplit(".", 1)[-1],
+            robot_time=robot_time,
         )
 
     def _tracked(self, q_d: Array) -> Array:

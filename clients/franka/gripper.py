@@ -14,6 +14,7 @@ import numpy as np
 
 from wamserve.action_codec.errors import WamError
 from wamserve.action_codec.gripper import Gripper, gripper_with_hysteresis
+from wamserve.clients.franka.priority import ordinary
 
 
 class GripperFault(WamError):
@@ -99,6 +100,7 @@ class GripperWorker:
         self.hand.close()
 
     def _run(self) -> None:
+        ordinary()
         asked = False  # a wish has ever come
         while not self._closing:
             with self._news:

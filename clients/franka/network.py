@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import threading
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -21,6 +22,8 @@ from wamserve.clients.franka.cameras import Camera, SimulatorCamera, camera_name
 from wamserve.clients.policy import ActionChunk, Ledger, Observation, Prediction, Request
 from wamserve.clients.session import Backoff, Endpoint, Timeouts
 from wamserve.embodiments.contract import load
+
+LOOK_SECONDS = 1 / 15  # between two reports of the pictures' age
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class NetworkLoop:
         self._ended = False
         self._pose: Pose | None = None
         self._number = 0
+        self._sending = threading.Lock()
         sizes = {image.name: (image.width, image.height) for image in self.contract.wire.images}
         missing = sorted(set(sizes) - set(plan.cameras))
         if missing:
@@ -127,12 +131,13 @@ class NetworkLoop:
         )
 
     def run(self) -> None:
+        threading.Thread(target=self._watch_cameras, name="look", daemon=True).start()
         self._connect()
         period = 1.0 / self.contract.wire.rate_hz
         next_ask = 0.0
         while not self._ended:
-            self._read_messages(max(0.0, min(next_ask - time.monotonic(), 0.05)))
-            oldest = self._look()
+            self._read_messages(max(0.01, min(next_ask - time.monotonic(), 0.05)))
+            oldest = self._oldest()
             if oldest is None or time.monotonic() < next_ask:
                 continue
             started = time.monotonic()
@@ -157,20 +162,23 @@ class NetworkLoop:
                 self._tell(Trouble(str(error), time.monotonic()))
                 self._read_messages(0.5)
 
-    def _look(self) -> float | None:
+    def _oldest(self) -> float | None:
         """Wall clock of the oldest view's picture; None while a camera has none."""
-        pose = self._pose
-        for camera in self.cameras.values():
-            if isinstance(camera, SimulatorCamera):
-                if pose is None:
-                    return None
-                camera.see(pose.q, pose.opening, pose.time)
         frames = [camera.latest() for camera in self.cameras.values()]
-        if any(frame is None for frame in frames):
-            return None
-        oldest = min(frame.time for frame in frames if frame is not None)
-        self._tell(Look(oldest))
-        return oldest
+        times = [frame.time for frame in frames if frame is not None]
+        return min(times) if len(times) == len(frames) else None
+
+    def _watch_cameras(self) -> None:
+        """A thread, so that the pictures' age is known while an answer is awaited."""
+        while not self._ended:
+            pose = self._pose
+            for camera in self.cameras.values():
+                if isinstance(camera, SimulatorCamera) and pose is not None:
+                    camera.see(pose.q, pose.opening, pose.time)
+            oldest = self._oldest()
+            if oldest is not None:
+                self._tell(Look(oldest))
+            time.sleep(LOOK_SECONDS)
 
     def _question(self, oldest: float) -> None:
         images = {}
@@ -221,7 +229,8 @@ class NetworkLoop:
 
     def _tell(self, message: object) -> None:
         try:
-            self.pipe.send(message)
+            with self._sending:
+                self.pipe.send(message)
         except (BrokenPipeError, OSError):
             self._ended = True
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from wamserve.action_codec.errors import WamError
+from wamserve.clients.franka.priority import ordinary
 
 STOP_KEYS = " \r\nq\x03"
 
@@ -60,6 +61,7 @@ class StopKeys:
         threading.Thread(target=self._watch, args=(descriptor,), name="keys", daemon=True).start()
 
     def _watch(self, descriptor: int) -> None:
+        ordinary()
         while not self._closing.is_set():
             ready, _, _ = select.select([descriptor], [], [], 0.05)
             if not ready:
@@ -95,6 +97,7 @@ class StatusLine:
         self._line = line
 
     def _run(self) -> None:
+        ordinary()
         while not self._closing.wait(self._seconds):
             if self._line:
                 start, end = ("\r\x1b[K", "") if sys.stdout.isatty() else ("", "\n")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from wamserve.clients.franka.priority import ordinary
+
 PART_SECONDS = 60.0  # a killed run loses at most so much of its numbers
 
 
@@ -64,6 +66,7 @@ class Recorder:
         (self.folder / "report.json").write_text(json.dumps(report, indent=2, default=_plain))
 
     def _write(self) -> None:
+        ordinary()
         assert self.folder is not None
         part_due = time.monotonic() + PART_SECONDS
         with open(self.folder / "events.jsonl", "w") as file:

@@ -78,6 +78,8 @@ def report(
     margin = np.minimum(q - np.asarray(limits.arm.low), np.asarray(limits.arm.high) - q)
     out["joint_margin_rad"] = {f"joint{i + 1}": float(margin[:, i].min()) for i in range(7)}
     out["fastest_joint_rad_s"] = float(np.abs(steps["dq"]).max())
+    # Of a real arm 1; a simulator that cannot keep up is an arm in slow motion.
+    out["robot_seconds_per_second"] = float(np.ptp(steps["robot_time"]) / max(np.ptp(times), 1e-9))
     out["success_rate_least"] = float(steps["success_rate"].min())
     command_error = np.abs(steps["q_command"] - q)
     if np.isfinite(command_error).any():
@@ -118,4 +120,5 @@ def text(report: Mapping[str, Any]) -> str:
             f"closest    {nearest} came within {margins[nearest]:.3f} rad of its end; "
             f"fastest joint {report['fastest_joint_rad_s']:.2f} rad/s"
         )
+        lines.append(f"robot time {report['robot_seconds_per_second']:.3f} s per second")
     return "\n".join(lines)

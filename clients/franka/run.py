@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -49,7 +50,7 @@ class FrankaOptions:
     token: str = ""  # bearer token of the server
 
 
-def run_franka(options: Annotated[FrankaOptions, tyro.conf.arg(name="")], /) -> int:
+def run_franka(options: tyro.conf.OmitArgPrefixes[FrankaOptions]) -> int:
     """Drive a Franka by a policy across the network; without --no-dry-run, on paper only."""
     return run(options)
 
@@ -59,6 +60,7 @@ def run(options: FrankaOptions, confirm: Callable[[str, str], None] | None = Non
     from wamserve.clients.franka import operator
     from wamserve.clients.franka.gripper import DryRunHand, GripperWorker, hand_named
     from wamserve.clients.franka.pilot import Pilot
+    from wamserve.clients.franka.priority import ordinary, punctual
     from wamserve.clients.franka.record import Recorder
     from wamserve.clients.franka.report import text
     from wamserve.clients.franka.session import ArmSession
@@ -68,10 +70,11 @@ def run(options: FrankaOptions, confirm: Callable[[str, str], None] | None = Non
     contract = load(options.embodiment)
     limits = limits_of(options)
     arm = arm_of(options, limits)
-    print(
-        f"{'dry run' if options.dry_run else options.robot_ip}, {options.backend} backend, policy {options.policy}"
-    )
-    network, pipe = start_network(options)
+    where = "dry run" if options.dry_run else options.robot_ip
+    print(f"{where}, {options.backend} backend, policy {options.policy}")
+    network, pipe = start_network(options)  # before our priority, which it must not inherit
+    if not options.dry_run and (why := punctual()):
+        print(f"wam run franka: {why}")
     try:
         state = arm.connect()
         if trouble := arm.needs_recovery():
@@ -99,8 +102,9 @@ def run(options: FrankaOptions, confirm: Callable[[str, str], None] | None = Non
             worker.close()
             recorder.close(found)
     finally:
-        stop_network(network, pipe)
         arm.close()
+        ordinary()
+        stop_network(network, pipe)
     print(text(found))
     print(f"recorded in {folder}")
     return 0 if found["stopped_by"].startswith("operator") else 1
@@ -180,10 +184,8 @@ def start_network(options: FrankaOptions) -> tuple[Any, Any]:
 
 def stop_network(process: Any, pipe: Any) -> None:
     """Ends the network process, kindly for two seconds."""
-    try:
+    with suppress(OSError):
         pipe.send(None)
-    except OSError:
-        pass
     process.join(2.0)
     if process.is_alive():
         process.terminate()
@@ -192,7 +194,7 @@ def stop_network(process: Any, pipe: Any) -> None:
 
 
 def preview(options: FrankaOptions, q: np.ndarray, tool_at: Callable[[np.ndarray], np.ndarray]) -> str:
-    """What is about to move, for the person who has to say yes. Raises where the way home leaves the table."""
+    """What is about to move, for the person who says yes. MotionRefused where the way home is too low."""
     from wamserve.clients.franka.governor import MotionRefused
 
     lines = [f"The arm at {options.robot_ip} stands at joints {np.round(q, 2).tolist()} rad."]
@@ -207,11 +209,12 @@ def preview(options: FrankaOptions, q: np.ndarray, tool_at: Callable[[np.ndarray
                 fix="raise the arm by hand first",
             )
         turn = float(np.abs(np.array(HOME) - q).max())
-        lines.append(
-            f"It will go to {np.round(HOME, 2).tolist()} first: up to {turn:.2f} rad, {turn / HOME_SPEED:.0f} s, "
-            f"tool from {np.round(tool_at(q), 2).tolist()} to {np.round(tool_at(np.array(HOME)), 2).tolist()} m, "
-            f"lowest {lowest:.2f} m."
-        )
+        before, after = (np.round(tool_at(pose), 2).tolist() for pose in (q, np.array(HOME)))
+        lines += [
+            f"It will go to {np.round(HOME, 2).tolist()} first,",
+            f"up to {turn:.2f} rad in {turn / HOME_SPEED:.0f} s,",
+            f"tool from {before} to {after} m, lowest {lowest:.2f} m.",
+        ]
     lines.append(
         f"Then the policy moves it: {options.instruction!r}, up to {options.velocity:g} rad/s and "
         f"{options.tcp_speed:g} m/s, inside {options.workspace_low} .. {options.workspace_high} m."

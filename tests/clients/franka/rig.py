@@ -1,0 +1,136 @@
+"""Real processes on loopback: an FCI simulator, our policy server, and `wam run franka` with the real franky."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+ROBOT_PYTHON = ROOT / ".venv-franka" / "bin" / "python"  # make .venv-franka/.ready
+WAM = [sys.executable, "-m", "wam"]
+ROBOT_WAM = [str(ROBOT_PYTHON), "-m", "wam"]
+VIEWS = ("wrist", "exterior_1", "exterior_2")
+
+
+def need_franky():
+    if not ROBOT_PYTHON.exists():
+        pytest.skip("franky and franky-sim are not installed (make .venv-franka/.ready)")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(file: Path, text: str, process: subprocess.Popen, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while text not in (file.read_text() if file.exists() else ""):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"{process.args}: no {text!r} in\n{file.read_text()[-2000:]}")
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def running(command, log: Path, ready: str, seconds: float = 90.0, **options):
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            [str(word) for word in command], stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, **options
+        )
+        try:
+            wait_for(log, ready, process, seconds)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def simulator(folder: Path, address: str, *extra):
+    need_franky()
+    script = HERE / "fci_sim.py"
+    return running([ROBOT_PYTHON, script, address, *extra], folder / "sim.log", "ready", 90.0)
+
+
+@contextlib.contextmanager
+def policy_server(folder: Path, port: int = 0, factory: str = "Scripted", **arguments):
+    port = port or free_port()
+    script = HERE / "scripted.py"
+    command = [*WAM, "serve", "--factory", f"{script}:{factory}", "--port", port]
+    command += ["--factory-args", json.dumps(arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with running(command, folder / "server.log", "ready at", env=environment) as process:
+        yield f"ws://127.0.0.1:{port}", process
+
+
+class Run:
+    """A finished `wam run franka`."""
+
+    def __init__(self, code: int, output: str, folder: Path) -> None:
+        self.code, self.output, self.folder = code, output, folder
+        report = folder / "report.json"
+        self.report = json.loads(report.read_text()) if report.exists() else {}
+        events = folder / "events.jsonl"
+        self.events = (
+            [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+        )
+
+    def of_kind(self, kind: str) -> list[dict]:
+        return [event for event in self.events if event["kind"] == kind]
+
+    def steps(self) -> dict[str, np.ndarray]:
+        parts = [dict(np.load(path)) for path in sorted(self.folder.glob("steps-*.npz"))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def start_client(folder: Path, uri: str, address: str, *flags, instruction="follow", typed="move"):
+    """The client as a person starts it, with the word already typed. Close its stdin to leave no keyboard."""
+    command = [*ROBOT_WAM, "run", "franka", "--policy", uri, "--robot-ip", address, "--no-dry-run"]
+    command += [
+        "--no-realtime",
+        "--instruction",
+        instruction,
+        "--record",
+        folder / "run",
+        "--tcp-speed",
+        "0.5",
+    ]
+    if "--cameras" not in flags:
+        command += ["--cameras", *(f"{view}=grey" for view in VIEWS)]
+    process = subprocess.Popen(
+        [str(word) for word in [*command, *flags]],
+        stdin=subprocess.PIPE,
+        stdout=open(folder / "client.log", "w"),  # noqa: SIM115
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        text=True,
+    )
+    process.stdin.write(f"{typed}\n")
+    process.stdin.flush()
+    return process
+
+
+def finish(process: subprocess.Popen, folder: Path, seconds: float) -> Run:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    finally:
+        process.stdin.close()
+    return Run(process.returncode, (folder / "client.log").read_text(), folder / "run")

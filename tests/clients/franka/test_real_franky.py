@@ -1,0 +1,129 @@
+"""The real franky binary against franky-sim over loopback: `wam run franka` as a person would start it."""
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+spec = importlib.util.spec_from_file_location("franka_rig", Path(__file__).with_name("rig.py"))
+rig = importlib.util.module_from_spec(spec)
+sys.modules["franka_rig"] = rig
+spec.loader.exec_module(rig)
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory):
+    """One FR3 for the whole module: two simulators at once would starve each other."""
+    folder = tmp_path_factory.mktemp("arm")
+    with rig.simulator(folder, "127.0.91.1"):
+        yield "127.0.91.1"
+
+
+def punctual(run):
+    """A simulator that did not get its milliseconds says nothing about the client's lag."""
+    share = run.report["robot_seconds_per_second"]
+    if share < 0.97:
+        pytest.skip(f"this machine gave the simulator {share:.2f} of real time")
+
+
+def show(record_property, name, run):
+    tracking = run.report.get("tracking") or {}
+    record_property(name, json.dumps(tracking))
+    print(name, run.output[run.output.find("ended by") :])
+
+
+def test_it_homes_and_follows_a_minute_of_chunks_from_our_server(arm, tmp_path, record_property):
+    with rig.policy_server(tmp_path) as (uri, _server):
+        client = rig.start_client(tmp_path, uri, arm, "--home", "--seconds", "60", "--gripper", "franka")
+        run = rig.finish(client, tmp_path, 110)
+    show(record_property, "position 60 s", run)
+    assert run.code == 0, run.output
+    assert "over" in run.report["stopped_by"]
+    steps = run.steps()
+    assert (
+        np.abs(steps["q"][0] - [0, -np.pi / 5, 0, -4 * np.pi / 5, 0, 3 * np.pi / 5, 0]).max() < 0.01
+    )  # homed
+    assert run.report["rate_hz"] == pytest.approx(15.0, abs=0.2)
+    assert run.report["gripper"]["sent"] >= 10  # the policy opens and closes every 4 s
+    assert steps["gripper"].min() < 0.2 and steps["gripper"].max() > 0.8
+    assert not run.of_kind("fault")
+    assert np.ptp(steps["q"][:, 6]) > 0.7  # it did move
+    punctual(run)
+    assert run.report["states"]["playing"] > 0.97 * run.report["steps"]
+    assert run.report["tracking"]["lag_s"] <= 0.2
+    assert run.report["tracking"]["rms_rad"] < 0.025
+
+
+def test_faults_of_the_policy_are_refused_or_rested_through_without_a_reflex(arm, tmp_path, record_property):
+    wrong = json.dumps({"outlier": [4.0], "nan": [7.0], "stall": [10.0]})
+    with rig.policy_server(tmp_path) as (uri, server):
+        client = rig.start_client(tmp_path, uri, arm, "--home", "--seconds", "60", instruction=wrong)
+        rig.wait_for(tmp_path / "client.log", "chunk 2", client, 60)
+        with pytest.raises(rig.subprocess.TimeoutExpired):
+            client.wait(20)
+        os.kill(server.pid, signal.SIGKILL)
+        run = rig.finish(client, tmp_path, 60)
+    show(record_property, "faults", run)
+    assert run.code == 1
+    assert run.report["stopped_by"].startswith("chunk: stop")  # 5 s after the last row
+    refused = run.report["chunks_refused"]
+    assert refused["first row"] == 1 and refused["not finite"] == 1
+    (outlier,) = [event for event in run.of_kind("refused") if event["reason"] == "first row"]
+    assert outlier["limit"] == 0.2 and 0.25 < outlier["value"] < 0.5
+    assert max(event["round_trip_ms"] for event in run.of_kind("chunk")) > 800  # the stall
+    assert not run.of_kind("fault")  # no reflex, no lost control
+    assert "alarm" not in {event["kind"] for event in run.events} or all(
+        "stop" not in event["text"] or "chunk" in event["text"] for event in run.of_kind("alarm")
+    )
+    steps = run.steps()
+    states = steps["state"]
+    dead = np.flatnonzero(states == "holding")[-1]
+    # Outlier, NaN and stall were played over: until the server died every step played.
+    before = states[: np.flatnonzero(states == "resting")[0] - 8]
+    assert (before[np.argmax(before == "playing") :] == "playing").mean() > 0.98
+    # At rest while it waited for the server, and at the end.
+    rested = steps["q"][dead + 15 :]
+    assert np.ptp(rested, axis=0).max() < 0.01
+    # The outlier never reached the arm.
+    assert np.abs(np.diff(steps["command"], axis=0)).max() <= 0.1
+
+
+def test_the_impedance_backend_follows_too(arm, tmp_path, record_property):
+    with rig.policy_server(tmp_path) as (uri, _server):
+        client = rig.start_client(tmp_path, uri, arm, "--home", "--seconds", "15", "--backend", "impedance")
+        run = rig.finish(client, tmp_path, 60)
+    show(record_property, "impedance 15 s", run)
+    assert run.code == 0, run.output
+    assert not run.of_kind("fault")
+    punctual(run)
+    assert run.report["rate_hz"] == pytest.approx(200.0, abs=5.0)
+    assert run.report["tracking"]["lag_s"] <= 0.25
+    assert run.report["tracking"]["rms_rad"] < 0.03
+
+
+def test_a_key_stops_the_arm_at_once_and_gently(arm, tmp_path):
+    with rig.policy_server(tmp_path) as (uri, _server):
+        client = rig.start_client(tmp_path, uri, arm, "--home")
+        rig.wait_for(tmp_path / "client.log", "chunk 3", client, 60)
+        client.stdin.write(" ")
+        client.stdin.flush()
+        run = rig.finish(client, tmp_path, 20)
+    assert run.code == 0
+    assert run.report["stopped_by"] == "operator: stop key ' '"
+    assert not run.of_kind("fault")
+
+
+def test_without_the_typed_word_nothing_moves(arm, tmp_path):
+    with rig.policy_server(tmp_path) as (uri, _server):
+        client = rig.start_client(tmp_path, uri, arm, "--home", typed="yes")
+        assert client.wait(60) == 1
+    output = (tmp_path / "client.log").read_text()
+    assert "not confirmed, nothing was moved" in output and "'yes'" in output
+    assert not (tmp_path / "run").exists()
