@@ -32,7 +32,7 @@ def score(
             seen: only what the policy saw at its queries; needs no simulator.
         verify: also judge success again from the last recorded state of every episode.
     """
-    from wamserve.sim_eval.score import save_scores, summary
+    from wamserve.sim_eval.score_text import save_scores, summary
     from wamserve.sim_eval.store import RunStore
 
     with RunStore.open(run) as store:
@@ -78,7 +78,7 @@ def score_episodes(
     from wamserve.sim_eval.episodes_report import lines
     from wamserve.sim_eval.episodes_report import score_episodes as run_score
     from wamserve.sim_eval.recorded import read_episode
-    from wamserve.sim_eval.score import plain
+    from wamserve.sim_eval.score_text import plain
 
     embodiment = load(contract)
     recorded = [read_episode(path, embodiment, index, rows) for index in (episodes or (None,))]
@@ -136,7 +136,7 @@ def compare(
     from contextlib import ExitStack
 
     from wamserve.sim_eval import compare as compare_module
-    from wamserve.sim_eval.score import plain
+    from wamserve.sim_eval.score_text import plain
     from wamserve.sim_eval.store import RunStore
 
     with ExitStack() as stack:
@@ -284,7 +284,7 @@ def import_robolab(
         simulator: "Isaac Sim 5.1.0, Isaac Lab 2.3.2" and the like; it goes into the protocol card.
     """
     from wamserve.sim_eval.robolab_import import import_robolab as read
-    from wamserve.sim_eval.score import summary
+    from wamserve.sim_eval.score_text import summary
 
     with read(results, out, replan_horizon, simulator) as store:
         print("\n".join(summary(score_store(store, "seen"))))

@@ -8,7 +8,7 @@ import pytest
 
 from wamserve.action_codec.errors import RunError
 from wamserve.embodiments.contract import load
-from wamserve.sim_eval import frames, score, statistics
+from wamserve.sim_eval import frames, score, score_text, statistics
 from wamserve.sim_eval.metrics.video import Rectangle
 from wamserve.sim_eval.store import RunStore
 
@@ -93,10 +93,10 @@ def test_zero_finished_episodes_is_an_error(toys, tmp_path):
 
 def test_scores_are_strict_json(toys, tmp_path):
     run = toys.toy_run(tmp_path / "r", {"toy/Push": [1, 0]}, imagine=False)
-    score.save_scores(tmp_path / "scores.json", score.score_run(run))
+    score_text.save_scores(tmp_path / "scores.json", score.score_run(run))
     data = json.loads((tmp_path / "scores.json").read_text())
     assert data["success"]["estimate"] == 0.5 and data["protocol_sha256"] == run.info.protocol_sha256
-    assert score.plain({"a": math.inf, "b": math.nan, 3: (np.float32(1), np.int64(2))}) == {
+    assert score_text.plain({"a": math.inf, "b": math.nan, 3: (np.float32(1), np.int64(2))}) == {
         "a": "inf", "b": None, "3": [1.0, 2],
     }  # fmt: skip
 
