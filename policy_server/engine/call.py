@@ -208,9 +208,11 @@ class Call:
             own = self._forward(x, step, slice(mine, mine + batch), want_video)
             velocities = self._exchange(own)
         elif self.batched:
-            both = self._forward(x.repeat(2, 1), step, slice(0, 2 * batch), want_video)
-            velocities = [tuple(None if v is None else v[:batch] for v in both),
-                          tuple(None if v is None else v[batch:] for v in both)]  # fmt: skip
+            video, action = self._forward(x.repeat(2, 1), step, slice(0, 2 * batch), want_video)
+            velocities = [
+                (None if video is None else video[half], None if action is None else action[half])
+                for half in (slice(0, batch), slice(batch, None))
+            ]
         else:
             velocities = [
                 self._forward(x, step, slice(branch * batch, (branch + 1) * batch), want_video)

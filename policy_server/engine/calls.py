@@ -86,7 +86,7 @@ class Calls:
 
 
 def capture_cuda_graph(run: Callable[[], None]) -> Replay:
-    """Captures `run` as one CUDA graph, after three warm-up runs on a side stream (lazy kernels, autotuning)."""
+    """Captures `run` as one CUDA graph, after warm-up runs on a side stream (lazy kernels, autotuning)."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""The engine: `sample` answers like `sampling.sampler.sample`, over buffers and graphs that outlive the call."""
+"""The engine: `sample` as `sampling.sampler.sample` answers, over buffers and graphs that outlive a call."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Engine:
         if self.stages:
             pixels = pixels.pin_memory() if device.type == "cuda" else pixels
             latents = torch.zeros(1, device=device).expand(shape)
-            self._staged = (latents, pixels, Picture(*pixels.shape[1:3], *content))
+            self._staged = (latents, pixels, Picture(fit.height, fit.width, *content))
             return latents
         latents = torch.zeros(shape, device=device)
         scaled = pixels.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -131,7 +131,7 @@ class Engine:
             frames, picture = staged[1:]
         if self.network.device.type == "cpu":
             check_start(self.network, plans, start)
-        else:  # values come from the contract's own checks; a NaN would reach the actions and be refused there
+        else:  # values passed the contract's checks; a NaN would reach the actions and be refused there
             check_shapes(self.network, plans, start)
         prompts = [prompt]
         if any(guidance.active(t) for t in schedule.timesteps):

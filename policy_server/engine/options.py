@@ -1,4 +1,4 @@
-"""The engine's switches. Each is exact, or its error is stated, and each has a test against the plain path."""
+"""The engine's switches. Each is exact or its error is stated, and has a test against the plain path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EngineOptions:
     # Both guidance branches in one batch, or one after the other. auto: batched on CUDA, where a batch fills
     # the tiles, split on a CPU, where it only outgrows the caches.
     branches: Branches = "auto"
-    # sliced: one attention over [prompt; generation], sliced at the prompt's length, which is read on the host.
+    # sliced: one attention over [prompt; generation], cut at the prompt's length, which is read on the host.
     # merged: two attentions joined by their log-sum-exp; the length is data on the device, so a graph serves
     # every prompt of its bucket. auto: merged where graphs are captured, else sliced.
     attention: Attention = "auto"

@@ -46,8 +46,8 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates head vectors x [R, heads, N, D] by half tables [R, 1, N, D / 2] straight into `out`."""
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
+    out[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
+    out[..., half:] = torch.addcmul(second * cos, first, sin)
     return out
 
 

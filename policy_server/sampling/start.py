@@ -48,7 +48,7 @@ def check_shapes(network: WorldModel, plans: Sequence[RequestPlan], start: Start
 
 
 def check_start(network: WorldModel, plans: Sequence[RequestPlan], start: Start) -> None:
-    """`check_shapes`, and RequestError unless every number is finite and padding is zero. Waits for the device."""
+    """`check_shapes`, and that every number is finite and padding is zero. Waits for the device."""
     check_shapes(network, plans, start)
     tensors = (start.latents, start.actions, start.video_noise, start.action_noise)
     padding = [start.actions[row, :, one.raw_action_dim :].any() for row, one in enumerate(plans)]
