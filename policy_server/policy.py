@@ -223,6 +223,7 @@ class WorldActionPolicy:
             "guidance": list(card.bounds.guidance),
             "max_prefix_rows": chunk - 1,
             "video": True,
+            "composed": True,
             "deterministic": self.deterministic,
         }
 
