@@ -77,7 +77,7 @@ def score_fd(
         other_actions=origin,
         rollout_db=[float(v) for v in video.psnr_by_horizon(chained)],
         rollout_copy_db=[float(v) for v in video.psnr_by_horizon(still)],
-        rollout_chunks=rollout_chunks,
+        rollout_chunks=min(rollout_chunks, max(len(c.episode.starts()) for c in clips)),
     )
 
 

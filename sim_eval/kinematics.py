@@ -46,7 +46,7 @@ def trajectories(embodiment: Embodiment, raw: np.ndarray) -> dict[str, np.ndarra
 
 
 def zero_motion(embodiment: Embodiment, first: np.ndarray, rows: int) -> np.ndarray:
-    """Raw rows [rows, D] of a robot that stays: identity deltas, zero commands, `first`'s absolute numbers."""
+    """Raw rows [rows, D] of a robot that stays: identity deltas, zero commands, `first` held."""
     row = np.array(first, dtype=np.float64)
     for block in embodiment.model.layout.blocks:
         kind = block.of_kind
