@@ -115,10 +115,12 @@ class Pilot:
         self._last_step: float | None = None
         self._rested = False
         self._pending: list[Note] = []
+        self.told: Array = np.full(7, np.nan)  # [7] rad, the last command
 
     def begin(self, measured: Array) -> None:
         """Takes the measured joints [7] for the command in force. Raises MotionRefused outside the limits."""
         self.governor.begin(measured)
+        self.told = np.array(measured, np.float64)
         if self.smoother is not None:
             self.smoother.begin(measured)
 
@@ -195,6 +197,7 @@ class Pilot:
             age=max(due.age - self.drive.lead, 0.0),
         )
         self._pending = []
+        self.told = decision.q
         self._count(decision)
         return decision
 

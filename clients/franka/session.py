@@ -126,7 +126,7 @@ class ArmSession:
             decision = self._step(state)
             if decision.state == "stopped":
                 stopping = now if stopping is None else stopping
-                resting = not decision.dq.any()
+                resting = bool(np.abs(decision.dq).max() < 1e-6)
                 if not self.arm.drive.smooth or resting or now - stopping > BRAKE_SECONDS:
                     return
 
@@ -143,10 +143,12 @@ class ArmSession:
         sense = Sense(
             q=state.q,
             q_command=state.q_command,
+            command=self.pilot.told,
             state_time=state.time,
             camera_time=self._camera_time,
             success_rate=state.success_rate,
             moving=state.moving,
+            dq=state.dq,
         )
         decision = self.pilot.step(sense)
         if decision.state not in ("stopped", "waiting") or self.arm.drive.smooth:

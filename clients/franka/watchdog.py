@@ -27,6 +27,8 @@ class Patience:
     first_chunk: float = 60.0  # until the first chunk: stop
     overrun: float = 0.03  # a control step that comes this much late ...
     overruns: int = 3  # ... so often in a row: stop
+    overspeed: float = 1.25  # of the velocity limit, measured ...
+    overspeed_steps: int = 2  # ... at so many control steps in a row: stop
     success_warn: float = 0.95  # share of 1 ms cycles the arm received in time
     success_stop: float = 0.9
     success_seconds: float = 0.1  # below success_stop for so long: stop
@@ -38,7 +40,16 @@ class Alarm:
 
     severity: Severity
     watchdog: Literal[
-        "state", "camera", "chunk", "first chunk", "loop", "tracking", "connection", "backend", "operator"
+        "state",
+        "camera",
+        "chunk",
+        "first chunk",
+        "loop",
+        "tracking",
+        "speed",
+        "connection",
+        "backend",
+        "operator",
     ]
     value: float
     limit: float
@@ -55,10 +66,12 @@ class Sense:
 
     q: Array  # [7] rad, measured
     q_command: Array  # [7] rad, what the arm's controller is tracking; NaN where it does not say
+    command: Array  # [7] rad, what it was last told
     state_time: float  # seconds on the wall clock, when q was measured
     camera_time: float | None = None  # wall clock of the oldest camera's newest picture; None: no cameras
     success_rate: float = 1.0  # of the last 100 control cycles
     moving: bool = False  # a motion is under way
+    dq: Array | None = None  # [7] rad/s, measured
 
 
 class Watchdogs:
@@ -73,6 +86,7 @@ class Watchdogs:
         self._deaf_since: float | None = None
         self._spent_since: float | None = None
         self._played = False
+        self._fast_steps = 0
 
     def check(self, now: float, sense: Sense, status: str) -> list[Alarm]:
         """Alarms at `now` (wall clock), worst first. `status` is that of the row due."""
@@ -82,6 +96,7 @@ class Watchdogs:
             *self._chunk(now, status),
             *self._loop(now),
             *self._tracking(now, sense),
+            *self._speed(sense),
             *self._connection(now, sense),
         ]
         return sorted(alarms, key=lambda alarm: -RANK[alarm.severity])
@@ -118,14 +133,25 @@ class Watchdogs:
             yield Alarm("stop", "loop", late, self.patience.overrun, f"{self._late_steps} steps in a row")
 
     def _tracking(self, now: float, sense: Sense) -> Iterator[Alarm]:
-        error = float(np.nan_to_num(np.abs(sense.q_command - sense.q), nan=0.0).max())
+        # Either may go astray: the arm may not follow its controller, the controller not its commands.
+        errors = np.abs(np.stack([sense.q_command, sense.command]) - sense.q)
+        errors = np.nan_to_num(errors, nan=0.0).max(axis=0)
+        error = float(errors.max())
         if error <= self.limits.tracking_error:
             self._far_since = None
             return
         self._far_since = now if self._far_since is None else self._far_since
         if now - self._far_since >= self.limits.tracking_seconds:
-            joint = int(np.abs(sense.q_command - sense.q).argmax()) + 1
+            joint = int(errors.argmax()) + 1
             yield Alarm("stop", "tracking", error, self.limits.tracking_error, f"joint {joint}")
+
+    def _speed(self, sense: Sense) -> Iterator[Alarm]:
+        """A controller that plans past its limits is stopped before it gets anywhere."""
+        fastest = 0.0 if sense.dq is None else float(np.abs(sense.dq).max())
+        most = self.patience.overspeed * self.limits.velocity
+        self._fast_steps = self._fast_steps + 1 if fastest > most else 0
+        if self._fast_steps >= self.patience.overspeed_steps:
+            yield Alarm("stop", "speed", fastest, most)
 
     def _connection(self, now: float, sense: Sense) -> Iterator[Alarm]:
         rate = sense.success_rate if sense.moving else 1.0

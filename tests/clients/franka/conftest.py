@@ -40,7 +40,13 @@ class Flight:
     def step(self, advance=None):
         self.time += self.pilot.drive.period if advance is None else advance
         state_time = self.time if self.frozen_state is None else self.frozen_state
-        sense = {"q": self.q, "q_command": self.q, "state_time": state_time, "camera_time": self.camera_time}
+        sense = {
+            "q": self.q,
+            "q_command": self.q,
+            "command": self.path[-1],
+            "state_time": state_time,
+            "camera_time": self.camera_time,
+        }
         decision = self.pilot.step(Sense(**{**sense, **self.sense}))
         self.q = decision.q
         self.path.append(decision.q)

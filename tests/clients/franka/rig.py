@@ -1,4 +1,4 @@
-"""Real processes on loopback: an FCI simulator, our policy server, and `wam run franka` with the real franky."""
+"""Real processes on loopback: an FCI simulator, our policy server, and `wam run franka` with real franky."""
 
 from __future__ import annotations
 

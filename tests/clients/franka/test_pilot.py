@@ -224,6 +224,24 @@ def test_an_arm_that_does_not_follow_is_stopped_after_a_tenth_of_a_second(flight
     assert "tracking: stop 0.31 (limit 0.3) joint 1" in f.pilot.tally.stopped_by
 
 
+def test_a_controller_that_goes_astray_with_the_arm_is_stopped_too(flight):
+    f = flight()
+    f.pilot.offer(f.chunk(lambda t: HOME))
+    f.step()
+    f.sense = {"command": HOME - 0.31 * np.eye(7)[4]}
+    f.step()
+    f.time += 0.05
+    assert f.step().alarms[0].text() == "tracking: stop 0.31 (limit 0.3) joint 5"
+
+
+def test_a_joint_faster_than_it_may_ever_be_told_stops_the_arm(flight):
+    f = flight()
+    f.pilot.offer(f.chunk(lambda t: HOME))
+    f.sense = {"dq": 1.3 * np.eye(7)[5]}
+    assert f.step().state == "playing"
+    assert f.step().alarms[0].text() == "speed: stop 1.3 (limit 1.25)"
+
+
 def test_three_late_control_steps_in_a_row_stop_the_arm_two_do_not(flight):
     f = flight()
     f.pilot.offer(f.chunk(lambda t: HOME))

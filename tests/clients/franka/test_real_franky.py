@@ -67,14 +67,16 @@ def test_faults_of_the_policy_are_refused_or_rested_through_without_a_reflex(arm
         client = rig.start_client(tmp_path, uri, arm, "--home", "--seconds", "60", instruction=wrong)
         rig.wait_for(tmp_path / "client.log", "chunk 2", client, 60)
         with pytest.raises(rig.subprocess.TimeoutExpired):
-            client.wait(20)
+            client.wait(11)
         os.kill(server.pid, signal.SIGKILL)
         run = rig.finish(client, tmp_path, 60)
     show(record_property, "faults", run)
     assert run.code == 1
     assert run.report["stopped_by"].startswith("chunk: stop")  # 5 s after the last row
     refused = run.report["chunks_refused"]
-    assert refused["first row"] == 1 and refused["not finite"] == 1
+    assert refused == {"first row": 1}
+    # The client refuses a NaN on the wire already; the governor would be the second to see it.
+    assert any("not finite" in event["text"] for event in run.of_kind("trouble"))
     (outlier,) = [event for event in run.of_kind("refused") if event["reason"] == "first row"]
     assert outlier["limit"] == 0.2 and 0.25 < outlier["value"] < 0.5
     assert max(event["round_trip_ms"] for event in run.of_kind("chunk")) > 800  # the stall
