@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 OPENPI := .venv-openpi/.ready
+FRANKA := .venv-franka/.ready
+FRANKASIM := .venv-frankasim/.ready
 
 .PHONY: demo test test-slow lint clean
 
@@ -27,13 +29,25 @@ $(OPENPI):
 	.venv-openpi/bin/pip install -q 'numpy>=2,<3' 'websockets>=15' msgpack dm-tree pillow typing_extensions
 	touch $@
 
+# The real franky and an arm for it to talk to, apart: what a robot's control PC installs, without torch.
+$(FRANKA): pyproject.toml
+	test -x .venv-franka/bin/python || $(PYTHON) -m venv .venv-franka
+	.venv-franka/bin/pip install -q -e '.[robot]' franky-sim==1.0.4
+	touch $@
+
+# An arm that enforces its limits; it pins numpy 1.26.
+$(FRANKASIM):
+	$(PYTHON) -m venv .venv-frankasim
+	.venv-frankasim/bin/pip install -q franka-sim==1.1.7
+	touch $@
+
 demo: $(STAMP)
 	./demo.sh
 
-test: lint $(OPENPI)
+test: lint $(OPENPI) $(FRANKA)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu"
 
-test-slow: $(STAMP) $(OPENPI)
+test-slow: $(STAMP) $(OPENPI) $(FRANKA) $(FRANKASIM)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 .typing: $(STAMP)
@@ -47,4 +61,4 @@ lint: $(STAMP) .typing
 	MYPYPATH=.typing $(BIN)/mypy -p wamserve
 
 clean:
-	rm -rf $(VENV) .venv-openpi .typing build *.egg-info
+	rm -rf $(VENV) .venv-openpi .venv-franka .venv-frankasim .typing build *.egg-info
