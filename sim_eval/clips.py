@@ -62,3 +62,7 @@ def as_canvas(embodiment: Embodiment, frame: np.ndarray) -> np.ndarray:
     missing = fit.content_height - frame.shape[0], fit.content_width - frame.shape[1]
     frame = np.pad(frame, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="edge")
     return compose(canvas, {"canvas": frame})
+
+
+# Handed every scored clip with its predicted and recorded frames, uint8 [H + 1, h, w, 3] both.
+Show = Callable[[Clip, np.ndarray, np.ndarray], None]

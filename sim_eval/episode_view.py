@@ -135,17 +135,19 @@ def make_timeline(
     return Timeline(tuple(steps), executed, shown, tuple(own), tuple(other))
 
 
-def _panels(timeline: Timeline) -> np.ndarray:
-    def show(clip: np.ndarray) -> np.ndarray:
-        height, width = clip.shape[1:3]
-        if height <= TALLEST:
-            return clip
-        return resize_bilinear(clip, TALLEST, max(2, round(width * TALLEST / height)))
+def shrink(clip: np.ndarray) -> np.ndarray:
+    """Frames [F, h, w, 3] no taller than TALLEST."""
+    height, width = clip.shape[1:3]
+    if height <= TALLEST:
+        return clip
+    return resize_bilinear(clip, TALLEST, max(2, round(width * TALLEST / height)))
 
-    executed = show(timeline.executed)
+
+def _panels(timeline: Timeline) -> np.ndarray:
+    executed = shrink(timeline.executed)
     if timeline.imagined is None:
         return executed
-    imagined = show(timeline.imagined)
+    imagined = shrink(timeline.imagined)
     gap = np.abs(executed.astype(np.int16) - imagined)
     known = np.array([value is not None for value in _either(timeline)])
     gap[~known] = 0

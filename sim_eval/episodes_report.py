@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wamserve.action_codec.errors import RunError
 from wamserve.clients.policy import Policy
 from wamserve.embodiments.contract import Embodiment
-from wamserve.sim_eval.clips import Tick, clips_of
+from wamserve.sim_eval.clips import Show, Tick, clips_of
 from wamserve.sim_eval.forward_dynamics import FdReport, FdScore, score_fd
 from wamserve.sim_eval.inverse_dynamics import IdReport, IdScore, score_id
 from wamserve.sim_eval.open_loop import PolicyReport, score_policy
@@ -46,6 +46,7 @@ def score_episodes(
     rollout_chunks: int = 3,
     seed: int = 0,
     tick: Tick = lambda what: None,
+    show: Show = lambda clip, predicted, recorded: None,
 ) -> EpisodesReport:
     """Scores the modes asked for. RunError for a mode that is unknown or not the contract's."""
     embodiment: Embodiment = episodes[0].embodiment
@@ -67,7 +68,7 @@ def score_episodes(
         clips=len(clips),
         seed=seed,
         frame_size=(episodes[0].frames.shape[1], episodes[0].frames.shape[2]),
-        fd=score_fd(policy, clips, seed, rollout_chunks, tick) if "fd" in modes else None,
+        fd=score_fd(policy, clips, seed, rollout_chunks, tick, show) if "fd" in modes else None,
         id=score_id(policy, clips, seed, tick) if "id" in modes else None,
         open_loop=score_policy(policy, clips, samples, seed, tick=tick) if "policy" in modes else None,
     )

@@ -15,7 +15,7 @@ from wamserve.action_codec.errors import PolicyError
 from wamserve.clients.policy import Observation, Policy, Request
 from wamserve.embodiments.contract import Embodiment
 from wamserve.sim_eval import frames
-from wamserve.sim_eval.clips import Clip, Tick, as_canvas, as_shown
+from wamserve.sim_eval.clips import Clip, Show, Tick, as_canvas, as_shown
 from wamserve.sim_eval.metrics import video
 
 
@@ -52,6 +52,7 @@ def score_fd(
     seed: int = 0,
     rollout_chunks: int = 3,
     tick: Tick = lambda what: None,
+    show: Show = lambda clip, predicted, recorded: None,
 ) -> FdReport:
     """Predicts every clip from its first frame and recorded actions, and once more from other actions."""
     predicted, recorded, copies, others, origin = [], [], [], [], ""
@@ -60,6 +61,7 @@ def score_fd(
         truth = as_shown(clip.episode.embodiment, clip.canvas, answer)
         predicted.append(answer)
         recorded.append(truth)
+        show(clip, answer, truth)
         copies.append(np.repeat(truth[:1], len(truth), axis=0))
         swap, origin = _other_actions(clips, index)
         if swap is not None:

@@ -57,6 +57,7 @@ def score_episodes(
     rollout_chunks: int = 3,
     seed: int = 0,
     out: Path | None = None,
+    page: Path | None = None,
 ) -> int:
     """Score forward and inverse dynamics of a model on the recorded episodes of a LeRobot folder.
 
@@ -73,8 +74,10 @@ def score_episodes(
         clips: score at most this many, spread evenly.
         rollout_chunks: chunks of the autoregressive rollout.
         out: also write the report there as JSON.
+        page: also write it there as one self-contained HTML page, predicted beside recorded video.
     """
     from wamserve.embodiments.contract import load
+    from wamserve.sim_eval.dynamics_page import Gallery, dynamics_page
     from wamserve.sim_eval.episodes_report import lines
     from wamserve.sim_eval.episodes_report import score_episodes as run_score
     from wamserve.sim_eval.recorded import read_episode
@@ -83,16 +86,22 @@ def score_episodes(
     embodiment = load(contract)
     recorded = [read_episode(path, embodiment, index, rows) for index in (episodes or (None,))]
     print(f"scoring {policy} on {path}: {', '.join(modes)} as {contract}")
+    gallery = Gallery()
     report = run_score(
         *(dynamics_model(policy, embodiment), policy, recorded, modes, hop, clips),
         *(samples, rollout_chunks, seed),
         tick=lambda what: print(f"  {what:<60}", end="\r", flush=True) if sys.stdout.isatty() else None,
+        show=gallery.take if page is not None else lambda clip, predicted, truth: None,
     )
     print("\n".join(lines(report)))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(plain(report), indent=1, allow_nan=False) + "\n")
         print(f"scores: {out}")
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(dynamics_page(report, gallery.clips), encoding="utf-8")
+        print(f"report: {page}")
     return 0
 
 

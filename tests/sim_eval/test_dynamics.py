@@ -186,6 +186,18 @@ def test_joint_contracts_are_scored_at_the_flange(toys):
     assert kinematics.trajectories(PUSHT, np.zeros((4, 2))) == {}  # positions are no poses
 
 
+@pytest.mark.slow
+def test_a_network_of_random_weights_scores_below_a_frozen_picture(toys):
+    load_module = pytest.importorskip("wamserve.policy_server.load")
+    policy = load_module.random_policy("tiny-nano", "pusht")
+    report = score_episodes(
+        policy, "random", [episode(toys, 1, rows=ROWS)], ("fd", "id", "policy"), samples=2, rollout_chunks=1
+    )
+    assert report.fd.model.psnr_db < report.fd.copy_first_frame.psnr_db - 5
+    assert report.id.model.mse_model > report.id.zero_motion.mse_model
+    assert report.open_loop.mse_min <= report.open_loop.mse_mean and report.open_loop.psnr_max_db < 20
+
+
 def test_verbs_score_view_compare_export_and_score_the_export_again(toys, tmp_path, capsys, monkeypatch):
     for name, rows in (("a", [1, 0, 1]), ("b", [1, 1, 1])):
         toys.toy_run(tmp_path / name, {"toy/Push": rows}, policy=name, horizon=6, steps=20).close()

@@ -11,7 +11,8 @@ from websockets.sync.client import connect
 
 from wamserve.action_codec.errors import RunError
 from wamserve.embodiments.contract import load
-from wamserve.sim_eval import index, report, score
+from wamserve.sim_eval import index, report, results_cli, score
+from wamserve.sim_eval.lerobot_export import export_run
 from wamserve.sim_eval.store import RunStore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -256,6 +257,26 @@ def test_index_draws_checkpoints_over_iterations(toys, browser, tmp_path):
     assert browser.run("document.querySelectorAll('svg.chart .point').length") == 3
     links = browser.run("[...document.querySelectorAll('.runs a')].map(a => a.getAttribute('href'))")
     assert links == ["r500/report.html", "r1000/report.html", "r2000/report.html", "other/report.html"]
+
+
+def test_dynamics_page_plays_predicted_beside_recorded(toys, browser, tmp_path):
+    toys.toy_run(tmp_path / "run", {"toy/A": [1]}, horizon=6, steps=20).close()
+    run = RunStore.open(tmp_path / "run")
+    export_run(run, tmp_path / "set", load("pusht"), toys.ToyTask)
+    page = tmp_path / "dynamics.html"
+    results_cli.score_episodes(tmp_path / "set", "identity", "pusht", page=page)
+    browser.open(page)
+    assert browser.complaints() == [] and browser.fetched() == []
+    played = browser.run(
+        """(async () => {
+            const video = document.querySelector('video');
+            await video.play();
+            await new Promise(done => video.addEventListener('timeupdate', done, {once: true}));
+            return [video.videoWidth, video.error, document.querySelector('.now').innerText];
+        })()"""
+    )
+    assert played[:2] == [384, None] and "control step" in played[2]
+    assert "copy of frame 0" in browser.run("document.getElementById('headline').innerText")
 
 
 def test_iterations_are_read_from_checkpoint_names():
