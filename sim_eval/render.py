@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -49,7 +50,7 @@ class Cameras:
     """
 
     def __init__(self, model: Any, data: Any, profile: Profile, max_height: int, max_width: int) -> None:
-        choose_gl()
+        backend = choose_gl()
         import mujoco
 
         if profile not in PROFILES:
@@ -60,7 +61,10 @@ class Cameras:
             model.vis.quality.shadowsize = 0
         model.vis.global_.offwidth = max(640, max_width)
         model.vis.global_.offheight = max(480, max_height)
-        self._gl: Any = mujoco.GLContext(model.vis.global_.offwidth, model.vis.global_.offheight)
+        # By name: mujoco.GLContext was chosen when MuJoCo was imported, perhaps before a backend was.
+        self._gl: Any = import_module(f"mujoco.{backend}").GLContext(
+            model.vis.global_.offwidth, model.vis.global_.offheight
+        )
         self._gl.make_current()
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         if profile == "fast":

@@ -30,13 +30,17 @@ class Physics:
     """A PushT world that can be put into any state and rolled forward."""
 
     def __init__(self) -> None:
-        from wamserve.sim_eval.suites.pusht import PushTEnv
+        from wamserve.sim_eval.suites.pusht import PushTEnv, bars
 
         self.env: Any = PushTEnv(obs_type="state")
         self.env.reset(seed=0)
-        self.local = np.array([v for shape in self.env.block.shapes for v in shape.get_vertices()])  # [8, 2]
+        self.local = np.array([v for bar in bars(self.env) for v in bar.get_vertices()])  # [8, 2]
         x, y, angle = self.env.goal_pose
         self.goal = self.corners(x, y, angle)
+
+    def forget(self) -> None:
+        """A fresh space: pymunk carries contacts over, and an answer must not know the one before."""
+        self.env._setup()
 
     def corners(self, x: float, y: float, angle: float) -> np.ndarray:
         """[8, 2] px: the corners of the T's two bars."""
@@ -78,6 +82,7 @@ def pusht_planner(state: dict[str, np.ndarray], contract: Embodiment, rng: np.ra
         raise RequestError("the oracle needs privileged state", seen=", ".join(state), expected="bodies")
     world, rows = physics(), contract.wire.chunk
     bodies = np.asarray(state["privileged/bodies"], dtype=np.float64)
+    world.forget()
     targets: list[np.ndarray] = []
     while len(targets) < rows:
         push = best_push(world, bodies, rng)

@@ -15,7 +15,7 @@ from wamserve.sim_eval.task import TaskSpec
 
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-from gym_pusht.envs.pusht import PushTEnv
+from gym_pusht.envs.pusht import PushTEnv, pymunk_to_shapely
 
 CONTRACTS = ("pusht",)
 INSTRUCTION = "push the T-shaped block onto the T-shaped target"
@@ -92,7 +92,7 @@ class PushTask:
         return self.progress() > self._env.success_threshold
 
     def progress(self) -> float:
-        return float(min(max(self._env._get_coverage(), 0.0), 1.0))
+        return coverage(self._env)
 
     def sim_state(self) -> np.ndarray:
         """[10]: finger position and velocity, block position, velocity, angle, angular velocity."""
@@ -109,6 +109,18 @@ class PushTask:
 
     def close(self) -> None:
         self._env.close()
+
+
+def bars(env: Any) -> list[Any]:
+    """The block's two shapes, long bar first. pymunk keeps them in a set, in the order of their addresses."""
+    return sorted(env.block.shapes, key=lambda shape: sorted(tuple(v) for v in shape.get_vertices()))
+
+
+def coverage(env: Any) -> float:
+    """Share of the target that the block covers, as gym-pusht defines it, and the same to the last bit."""
+    target = pymunk_to_shapely(env.get_goal_pose_body(env.goal_pose), bars(env))
+    covered = target.intersection(pymunk_to_shapely(env.block, bars(env))).area
+    return float(min(max(covered / target.area, 0.0), 1.0))
 
 
 def place(env: Any, bodies: np.ndarray) -> None:

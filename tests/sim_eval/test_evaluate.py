@@ -1,0 +1,225 @@
+"""Whole runs on PushT, the quickest simulator: resuming, killing, worker counts."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from wamserve.action_codec.errors import ContractError, RunError, TaskError
+from wamserve.sim_eval.clock import Latency
+from wamserve.sim_eval.evaluate import Plan, evaluate
+from wamserve.sim_eval.policies import NoopPolicy
+from wamserve.sim_eval.store import RunStore
+
+pytest.importorskip("gym_pusht")
+
+PLAN = Plan(
+    target="pusht/PushT",
+    policy="noop",
+    episodes=4,
+    repeats=1,
+    first_init=0,
+    workers=0,
+    seed=0,
+    latency=Latency(0.0),
+    horizon=8,
+    strategy="switch",
+    contract=None,
+    profile="full",
+    deterministic=True,
+    video=False,
+    max_steps=24,
+)
+
+
+def contents(path):
+    """Everything a run says, timings apart."""
+    with RunStore.open(path) as run:
+        rows = [
+            (row.key, row.seed, row.success, row.steps, row.final_progress, row.max_progress)
+            for row in run.episodes()
+        ]
+        arrays = [run.recording(row) for row in run.episodes()]
+        asked = [[(c.step, c.ready, c.seed, c.rows_used) for c in run.chunks(r.id)] for r in run.episodes()]
+    return rows, arrays, asked
+
+
+def same(a, b):
+    assert a[0] == b[0]
+    assert a[2] == b[2]
+    for left, right in zip(a[1], b[1], strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_results_do_not_depend_on_the_number_of_workers(tmp_path):
+    plan = replace(PLAN, policy="oracle", episodes=3)
+    for workers in (0, 1, 2):
+        evaluate(replace(plan, workers=workers), tmp_path / str(workers))
+    same(contents(tmp_path / "0"), contents(tmp_path / "1"))
+    same(contents(tmp_path / "0"), contents(tmp_path / "2"))
+
+
+def test_seeds_change_initial_states_and_repeats_share_them(tmp_path):
+    evaluate(replace(PLAN, episodes=4, repeats=2), tmp_path / "a")
+    evaluate(replace(PLAN, episodes=4, repeats=2, seed=1), tmp_path / "b")
+    (rows, arrays, _), (_, others, _) = contents(tmp_path / "a"), contents(tmp_path / "b")
+    assert [row[0][1:] for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    starts = [array["sim_states"][0] for array in arrays]
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert not np.array_equal(starts[0], starts[2])
+    assert not np.array_equal(starts[0], others[0]["sim_states"][0])
+
+
+def test_a_finished_run_is_told_again_and_not_touched(tmp_path):
+    first = evaluate(PLAN, tmp_path / "run")
+    before = (tmp_path / "run" / "episodes.sqlite").read_bytes()
+    assert evaluate(PLAN, tmp_path / "run") == first
+    assert (tmp_path / "run" / "episodes.sqlite").read_bytes() == before
+    with pytest.raises(RunError, match="latency"):
+        evaluate(replace(PLAN, latency=Latency(100)), tmp_path / "run")
+
+
+def test_no_episodes_is_an_error():
+    with pytest.raises(TaskError, match="needs episodes"):
+        evaluate(replace(PLAN, episodes=0))
+
+
+def test_measured_latency_cannot_be_deterministic():
+    with pytest.raises(TaskError, match="never the same twice"):
+        evaluate(replace(PLAN, latency=Latency(None)))
+
+
+def test_a_policy_of_another_robot_stops_before_the_first_step(tmp_path):
+    from wamserve.embodiments.contract import load
+
+    with pytest.raises(ContractError, match="panda_osc"):
+        evaluate(PLAN, tmp_path / "run", policy=NoopPolicy(load("panda_osc")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_task_is_refused_with_the_nearest():
+    with pytest.raises(TaskError, match="pusht/PushT"):
+        evaluate(replace(PLAN, target="pusht/Push"))
+    with pytest.raises(TaskError, match="wam eval pusht"):
+        evaluate(replace(PLAN, target="push"))
+
+
+def test_a_simulator_that_dies_has_its_episode_run_again(tmp_path):
+    from wamserve.sim_eval import workers
+
+    killed = []
+    original = workers.Crew._answer
+
+    def answer(crew, policy, taken):
+        if not killed:
+            killed.append(taken[0][0].process.pid)
+            os.kill(killed[0], signal.SIGKILL)
+        original(crew, policy, taken)
+
+    workers.Crew._answer = answer
+    try:
+        evaluate(replace(PLAN, workers=2), tmp_path / "run")
+    finally:
+        workers.Crew._answer = original
+    assert killed
+    evaluate(PLAN, tmp_path / "quiet")
+    same(contents(tmp_path / "quiet"), contents(tmp_path / "run"))
+
+
+class Counting(NoopPolicy):
+    """Notes how many questions came together."""
+
+    def __init__(self, contract):
+        super().__init__(contract)
+        self.batches = []
+
+    def infer_batch(self, requests):
+        self.batches.append(len(requests))
+        time.sleep(0.02)  # while one batch is answered the other workers' questions gather
+        return [self.infer(request) for request in requests]
+
+
+def test_questions_that_wait_together_are_answered_in_one_batch(tmp_path):
+    from wamserve.embodiments.contract import load
+
+    policy = Counting(load("pusht"))
+    evaluate(replace(PLAN, workers=3, episodes=9, horizon=2), tmp_path / "run", policy=policy)
+    assert max(policy.batches) > 1
+    with RunStore.open(tmp_path / "run") as run:
+        batch = [chunk.batch for row in run.episodes() for chunk in run.chunks(row.id)]
+    assert sum(policy.batches) == len(batch)
+    assert max(batch) == max(policy.batches)
+
+
+def command(run, episodes):
+    return [
+        *(sys.executable, "-m", "wam", "eval", "pusht", "--policy", "noop", "--episodes", str(episodes)),
+        *("--workers", "0", "--max-steps", "60", "--replan-horizon", "4", "--run", str(run)),
+    ]
+
+
+def killed_and_resumed(tmp_path, kills, episodes):
+    quiet = tmp_path / "quiet"
+    assert subprocess.run(command(quiet, episodes), capture_output=True).returncode == 0
+    run, chance, seen = tmp_path / "run", random.Random(0), 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(run, episodes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            done = len(list((run / "episodes").glob("*.npz"))) if run.is_dir() else 0
+            if done > seen:
+                time.sleep(chance.uniform(0, 0.1))
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        seen = len(list((run / "episodes").glob("*.npz")))
+    assert seen < episodes, "every kill came too late to matter"
+    done = subprocess.run(command(run, episodes), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    same(contents(quiet), contents(run))
+    with RunStore.open(run) as store:
+        assert store.finished
+        assert len(store.episodes()) == len(store.done()) == episodes
+
+
+def test_three_kills_lose_nothing_and_repeat_nothing(tmp_path):
+    killed_and_resumed(tmp_path, 3, 60)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path):
+    killed_and_resumed(tmp_path, 20, 300)
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(run, 200), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (run / "episodes").is_dir() or not list((run / "episodes").glob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[0]
+    assert process.returncode == 130
+    assert "the same command resumes" in said
+    with RunStore.open(run) as store:
+        assert 0 < len(store.done()) < 200
+        assert not store.finished
+
+
+def test_the_first_line_says_what_runs_and_the_last_where_it_lies(tmp_path):
+    done = subprocess.run(command(tmp_path / "run", 2), capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    assert lines[0].startswith("wam eval: pusht, 2 episodes a task by noop")
+    assert lines[-1] == f"run: {tmp_path / 'run'}"
+    assert "0/2 = 0.0 % (95 % Wilson 0.0 .. 65.8)" in lines[-2]
