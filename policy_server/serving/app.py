@@ -17,6 +17,7 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
+from wamserve.action_codec.errors import RequestError
 from wamserve.clients.check import check_request
 from wamserve.clients.messages import SUBPROTOCOL
 from wamserve.clients.policy import Request
@@ -97,12 +98,29 @@ class Server:
     @property
     def url(self) -> str:
         scheme = "wss" if self.settings.tls is not None else "ws"
-        return f"{scheme}://{self.settings.host}:{self.port}"
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        return f"{scheme}://{host}:{self.port}"
 
     async def start(self) -> None:
-        """Listens, then spawns the engine: health is answered before the model starts to load."""
+        """Listens, then spawns the engine: health is answered before the model starts to load.
+
+        Raises RequestError where the address cannot be had.
+        """
         settings = self.settings
-        self._listener = await serve(
+        try:
+            self._listener = await self._listen()
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            raise RequestError(
+                f"cannot listen on {where}", seen=error.strerror or str(error), fix="another --port or --host"
+            ) from error
+        self.port = next(iter(self._listener.sockets)).getsockname()[1]
+        self.engine.start()
+        self._scheduling = asyncio.create_task(self.scheduler.run(), name="scheduler")
+
+    async def _listen(self) -> WebSocketServer:
+        settings = self.settings
+        return await serve(
             self._converse,
             settings.host,
             settings.port,
@@ -118,9 +136,6 @@ class Server:
             process_request=self._page,
             ssl=settings.tls,
         )
-        self.port = next(iter(self._listener.sockets)).getsockname()[1]
-        self.engine.start()
-        self._scheduling = asyncio.create_task(self.scheduler.run(), name="scheduler")
 
     async def stop(self) -> None:
         """Drains: no new connections; requests in flight are answered, then sockets close with 1012."""

@@ -164,6 +164,9 @@ class Conversation:
                 task = asyncio.ensure_future(self._answer(heard, arrived, decode_ms))
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
+                # A flood waits in the kernel, not in tasks that wait for a slow reader.
+                if len(self.tasks) > 4 * self.server.settings.max_in_flight:
+                    await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
                 return
             self._turn = asyncio.current_task()
             await self._answer(heard, arrived, decode_ms)

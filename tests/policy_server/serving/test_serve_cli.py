@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 
@@ -71,6 +72,14 @@ def test_what_cannot_be_served_is_said_before_anything_starts(wam, words, compla
     process = wam("serve", *words)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1 and complaint in error
+
+
+def test_a_taken_port_is_said_in_one_line(wam):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = served(wam, "--port", str(taken.getsockname()[1]))
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and out == "" and "Traceback" not in error
+    assert "cannot listen on 127.0.0.1:" in error and "another --port" in error
 
 
 def test_without_a_checkpoint_the_shipped_one_is_served_or_the_alternative_named(monkeypatch, tmp_path):
