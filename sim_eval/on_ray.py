@@ -43,7 +43,8 @@ def run_on_ray(
         ray.init(log_to_driver=False)
     remote: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": THREADS})(Runner)
     idle = [remote.remote(make, loop, policy, items[0].task) for _ in range(min(actors, len(items)))]
-    left, running = list(items), {}
+    left: list[WorkItem] = list(items)
+    running: dict[Any, Any] = {}
     while left or running:
         while left and idle:
             actor = idle.pop()
