@@ -17,32 +17,41 @@ SHORTEST = 3  # rows; shorter rests do not count
 
 
 def idle_rows(layout: Layout, raw: ArrayLike, rate_hz: int) -> int:
-    """Idle rows among raw rows [N, D]: every block still, and for at least three rows on end.
+    """Idle rows among raw rows [N, D]: everything still, and for at least three rows on end.
 
-    Pose blocks are deltas and judged by their own size; other blocks by the change from the row before, so
-    the first row never moves.
+    As in training: the position numbers of all blocks share one norm and rotations are judged block by block,
+    both by their own size; joints and grippers by the change from the row before, so the first row never
+    moves. Positions that are no deltas (fingertips) therefore keep every row from being idle.
     """
     rows = layout.check(raw)
+    moved = np.zeros(len(rows))  # squared
     idle = np.ones(len(rows), bool)
     for block in layout.blocks:
-        idle &= _still(block, rows[:, block.columns], rate_hz)
+        values = rows[:, block.columns]
+        positions = _positions(block, values)
+        moved += np.einsum("ni,ni->n", positions, positions)
+        idle &= _still(block, values[:, positions.shape[1] :], rate_hz)
+    idle &= np.sqrt(moved) < POSITION_M_S / rate_hz
     edges = np.flatnonzero(np.diff(np.concatenate([[False], idle, [False]]).astype(int)))
     lengths = edges[1::2] - edges[::2]
     return int(lengths[lengths >= SHORTEST].sum())
 
 
+def _positions(block: Block, values: Array) -> Array:
+    """The columns of a block that are positions or their deltas: the first three, all, or none."""
+    if block.of_kind.position:
+        return values[:, :3]
+    return values if block.kind in ("position_abs", "osc_position") else values[:, :0]
+
+
 def _still(block: Block, values: Array, rate_hz: int) -> Mask:
-    kind = block.of_kind
-    if kind.reference in ("framewise", "anchored", "command") and kind.blend in ("pose", "rotation"):
-        turn = values[:, 3:] if kind.position else values
-        angle = rotations.angle_between(np.eye(3), rotations.matrix_from_rot6d(turn))
-        still = np.degrees(angle) < ROTATION_DEG_S / rate_hz
-        if kind.position:
-            still &= np.linalg.norm(values[:, :3], axis=1) < POSITION_M_S / rate_hz
-        return still
-    if kind.reference == "command":
-        return np.linalg.norm(values, axis=1) < POSITION_M_S / rate_hz
+    """Whether what a block holds besides positions [N, w] stands still, row by row."""
+    if values.shape[1] == 0:
+        return np.ones(len(values), bool)
+    if block.of_kind.rotation is not None:
+        turn = rotations.rotation_form(block.of_kind.rotation).to_matrix(values)
+        angle = np.degrees(rotations.angle_between(np.eye(3), turn))
+        return np.asarray(angle < ROTATION_DEG_S / rate_hz)
     change = np.abs(np.diff(values, axis=0, prepend=values[:1]))
-    if kind.blend == "gripper":
-        return np.all(change < GRIPPER_STEP, axis=1)
-    return np.all(change < JOINT_RAD_S / rate_hz, axis=1)
+    limit = GRIPPER_STEP if block.of_kind.blend == "gripper" else JOINT_RAD_S / rate_hz
+    return np.all(change < limit, axis=1)

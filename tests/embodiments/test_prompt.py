@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wamserve.action_codec.errors import RequestError
+from wamserve.action_codec.rotations import matrix_from_axis_angle, rot6d_from_matrix
 from wamserve.embodiments.contract import load
 from wamserve.embodiments.idle import idle_rows
 from wamserve.embodiments.prompt import aspect_ratio, json_prompt, plain_prompt, render, sentence
@@ -144,3 +145,22 @@ def test_a_moving_gripper_is_not_idle():
     rows = np.zeros((6, 8))
     rows[:, 7] = [1.0, 1.0, 1.0, 0.5, 0.0, 0.0]
     assert idle_rows(layout, rows, 15) == 3
+
+
+def test_two_arms_share_one_norm_of_motion():
+    layout = load("robomind-franka-dual").model.layout
+    rows = np.zeros((4, 20))
+    rows[:, [3, 7, 13, 17]] = 1.0
+    rows[:, 0] = 0.0004  # m, below 0.005 / 10 Hz
+    assert idle_rows(layout, rows, 10) == 4
+    rows[:, 10] = 0.0004  # together 0.00057
+    assert idle_rows(layout, rows, 10) == 0
+
+
+def test_an_arm_that_turns_is_not_idle():
+    layout = load("robomind-franka-dual").model.layout
+    rows = np.zeros((4, 20))
+    rows[:, [3, 7]] = 1.0
+    for degrees, idle in ((0.14, 4), (0.16, 0)):  # 1.5 degrees / 10 Hz
+        rows[:, 13:19] = rot6d_from_matrix(matrix_from_axis_angle([0.0, np.radians(degrees), 0.0]))
+        assert idle_rows(layout, rows, 10) == idle
