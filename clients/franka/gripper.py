@@ -208,6 +208,8 @@ class RobotiqHand:
             finder.find = lambda _self, _number: port
         try:
             self._driver: Any = driver.Robotiq2F85(port)
+            # 50 ms, the default, is less than a busy control PC may take to read its serial port.
+            self._driver.client.serial.timeout = 0.3
             self._widest = float(self._driver.MAX_OPENING)
             status = self._driver.read_status_sync()
             if not status.is_activated:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -98,8 +100,8 @@ class Run:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def start_client(folder: Path, uri: str, address: str, *flags, instruction="follow", typed="move"):
-    """The client as a person starts it, with the word already typed. Close its stdin to leave no keyboard."""
+def start_client(folder: Path, uri: str, address: str, *flags, instruction="follow", typed=("move",)):
+    """The client as a person starts it, who types the words of `typed` when asked for them."""
     command = [*ROBOT_WAM, "run", "franka", "--policy", uri, "--robot-ip", address, "--no-dry-run"]
     command += [
         "--no-realtime",
@@ -115,14 +117,27 @@ def start_client(folder: Path, uri: str, address: str, *flags, instruction="foll
     process = subprocess.Popen(
         [str(word) for word in [*command, *flags]],
         stdin=subprocess.PIPE,
-        stdout=open(folder / "client.log", "w"),  # noqa: SIM115
+        stdout=(folder / "client.log").open("w"),
         stderr=subprocess.STDOUT,
         cwd=ROOT,
         text=True,
     )
-    process.stdin.write(f"{typed}\n")
-    process.stdin.flush()
+    threading.Thread(target=answer, args=(process, folder / "client.log", typed), daemon=True).start()
     return process
+
+
+def answer(process, log, typed) -> None:
+    """Types the word asked for where it is one of `typed`, and "no" otherwise."""
+    asked = 0
+    while process.poll() is None:
+        words = re.findall(r"Type '(\w+)' and Enter", log.read_text())
+        for word in words[asked:]:
+            asked += 1
+            process.stdin.write(f"{word if word in typed else 'no'}\n")
+            process.stdin.flush()
+        if "move" in words:
+            return
+        time.sleep(0.05)
 
 
 def finish(process: subprocess.Popen, folder: Path, seconds: float) -> Run:

@@ -124,8 +124,8 @@ def test_a_key_stops_the_arm_at_once_and_gently(arm, tmp_path):
 
 def test_without_the_typed_word_nothing_moves(arm, tmp_path):
     with rig.policy_server(tmp_path) as (uri, _server):
-        client = rig.start_client(tmp_path, uri, arm, "--home", typed="yes")
+        client = rig.start_client(tmp_path, uri, arm, "--home", typed=())
         assert client.wait(60) == 1
     output = (tmp_path / "client.log").read_text()
-    assert "not confirmed, nothing was moved" in output and "'yes'" in output
+    assert "not confirmed, nothing was moved" in output and "'no'" in output
     assert not (tmp_path / "run").exists()
