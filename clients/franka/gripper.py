@@ -64,7 +64,8 @@ class GripperWorker:
         self._bounds = (open_above, close_below)
         self._opening = hand.opening()
         self._wanted = self._opening >= 0.5
-        self._sent: bool | None = None  # None: nothing was sent yet
+        self._asked = False  # whether a wish has ever come
+        self._sent: bool | None = None  # None: nothing was sent yet, or it failed
         self._news = threading.Condition()
         self._closing = False
         self.sent = 0  # commands to the hand
@@ -81,8 +82,8 @@ class GripperWorker:
         row = gripper_with_hysteresis(np.array([value]), self.meaning, self._wanted, *self._bounds)
         is_open = bool(row[0] == self.meaning.opened)
         with self._news:
-            if is_open != self._wanted or self._sent is None:
-                self._wanted = is_open
+            if is_open != self._wanted or not self._asked:
+                self._wanted, self._asked = is_open, True
                 self._news.notify()
         return is_open
 
@@ -101,11 +102,10 @@ class GripperWorker:
 
     def _run(self) -> None:
         ordinary()
-        asked = False  # a wish has ever come
         while not self._closing:
             with self._news:
-                asked = self._news.wait(0.1) or asked
-                wanted = self._wanted
+                self._news.wait(0.1)
+                asked, wanted = self._asked, self._wanted
             try:
                 if asked and wanted != self._sent:
                     self._carry_out(wanted)
