@@ -80,7 +80,8 @@ def report(
     out["fastest_joint_rad_s"] = float(np.abs(steps["dq"]).max())
     # Of a real arm 1; a simulator that cannot keep up is an arm in slow motion.
     out["robot_seconds_per_second"] = float(np.ptp(steps["robot_time"]) / max(np.ptp(times), 1e-9))
-    out["success_rate_least"] = float(steps["success_rate"].min())
+    moving = steps["moving"] & (times > times[0] + 1.0)  # the rate counts up while control starts
+    out["success_rate_least"] = float(steps["success_rate"][moving].min()) if moving.any() else 1.0
     command_error = np.abs(steps["q_command"] - q)
     if np.isfinite(command_error).any():
         out["command_error_rad"] = float(np.nanmax(command_error))

@@ -106,8 +106,26 @@ def run(options: FrankaOptions, confirm: Callable[[str, str], None] | None = Non
         ordinary()
         stop_network(network, pipe)
     print(text(found))
-    print(f"recorded in {folder}")
+    print(f"recorded in {folder}{export(options, recorder.steps(), folder)}")
     return 0 if found["stopped_by"].startswith("operator") else 1
+
+
+def export(options: FrankaOptions, steps: dict[str, np.ndarray], folder: Path) -> str:
+    """Writes FOLDER/lerobot where pyarrow is installed; what there is to say about it."""
+    from wamserve.clients.franka.lerobot import columns_of, write_lerobot
+    from wamserve.embodiments.contract import load
+
+    contract = load(options.embodiment)
+    try:
+        columns = columns_of(steps, contract)
+        write_lerobot(
+            folder / "lerobot", columns, contract.wire.rate_hz, contract.wire.robot, options.instruction
+        )
+    except ModuleNotFoundError:
+        return " (no LeRobot data set: pip install pyarrow)"
+    except WamError as error:
+        return f" (no LeRobot data set: {error})"
+    return ", and as a LeRobot data set in its folder lerobot"
 
 
 def limits_of(options: FrankaOptions) -> Any:

@@ -232,6 +232,7 @@ class ArmSession:
                 "tau": state.tau,
                 "tau_external": state.tau_external,
                 "success_rate": state.success_rate,
+                "moving": state.moving,
                 "robot_time": state.robot_time,
                 "command": decision.q,
                 "wish": nothing if decision.wish is None else decision.wish,
