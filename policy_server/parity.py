@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from wamserve.action_codec.errors import CheckpointError, RequestError
 from wamserve.clients.policy import Mode
 from wamserve.embodiments.prompt import json_prompt
+from wamserve.policy_server.recorded_call import RecordedCall
 from wamserve.policy_server.sampling.guidance import Guidance
 from wamserve.policy_server.sampling.noise import draw_noise
 from wamserve.policy_server.sampling.sampler import Sample, Start, sample
@@ -38,61 +38,18 @@ class Difference:
         return float(self.worst.max())
 
 
-def against_golden(network: WorldModel, file: Path) -> list[Difference]:
-    """Reruns a recorded call from its own tokens, noise, noise levels and guidance.
-
-    The file holds cond/input_ids (and uncond/), step0/vision_in and action_in, timesteps, sigmas, fps, and
-    final_latents, final_action of the reference. Raises CheckpointError when it lacks one.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            want = {name: arrays[name] for name in arrays.files}
-        latents, actions = (torch.from_numpy(want[f"step0/{name}_in"]) for name in ("vision", "action"))
-        mode: Mode = "policy"
-        if "cond/action_noisy_frame_indexes" in want:
-            mode = "fd" if not want["cond/action_noisy_frame_indexes"].size else mode
-            mode = "id" if not want["cond/vision_noisy_frame_indexes"].size else mode
-        chunk = 4 * (latents.shape[2] - 1)
-        width = want["final_action"].shape[-1] if "final_action" in want else want["raw_actions"].shape[-1]
-        schedule = Schedule(
-            "diffusers", 0.0, tuple(want["sigmas"].tolist()), tuple(want["timesteps"].tolist())
-        )
-        scale = float(want.get("guidance_scale", want.get("guidance", 1.0)))
-        bounds = want.get("guidance_interval", np.array([np.nan, np.nan]))  # NaN: every step is guided
-        interval = None if np.isnan(bounds).any() else (float(bounds[0]), float(bounds[1]))
-        ids, rate = want["cond/input_ids"], float(want["fps"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{file} is no recorded call", seen=f"no {error}" if str(error) else ""
-        ) from error
-    plan = plan_request(
-        mode,
-        chunk=chunk,
-        domain=int(want["cond/action_domain_id"][0]) if "cond/action_domain_id" in want else 8,
-        raw_action_dim=width,
-        rate_hz=rate,
-        state_row=len(actions) == chunk + 1,
-    )
-    if int(ids.max()) >= network.config.vocab_size:
-        raise CheckpointError(
-            f"{file.name} was recorded with another checkpoint",
-            seen=f"token id {ids.max()}",
-            expected=f"ids below {network.config.vocab_size}",
-        )
-    device = network.device
-    prompts = [
-        network.prefill(torch.from_numpy(want[f"{branch}/input_ids"])[None].to(device))
-        for branch in ("cond", "uncond")
-        if f"{branch}/input_ids" in want
-    ]
-    mixed = (latents.to(device), actions[None].to(device))  # given values and noise in one, as they were fed
-    cond, uncond = prompts[0], prompts[1] if len(prompts) > 1 else None
-    got = sample(network, [plan], Start(*mixed, *mixed), schedule, Guidance(scale, interval), cond, uncond)
-    found = [] if mode == "id" else [_latents(f"{mode} latents", got, want["final_latents"])]
-    if "final_action_model" in want:
-        found.append(_actions(f"{mode} actions", got, want["final_action_model"][:, :width], width))
-    elif mode != "fd":
-        found.append(_actions(f"{mode} actions", got, want["final_action"], width))
+def against_golden(network: WorldModel, call: RecordedCall) -> list[Difference]:
+    """Reruns a recorded call from its own tokens, noise, noise levels and guidance."""
+    device, mode, width = network.device, call.plan.mode, call.plan.raw_action_dim
+    mixed = (call.latents.to(device), call.actions.to(device))  # given values and noise in one
+    with torch.no_grad():
+        prompts = [network.prefill(torch.from_numpy(ids)[None].to(device)) for ids in call.prompts]
+    got = sample(network, [call.plan], Start(*mixed, *mixed), call.schedule, call.guidance, *prompts)
+    found = []
+    if call.final_latents is not None:
+        found.append(_latents(f"{mode} latents", got, call.final_latents))
+    if call.final_actions is not None:
+        found.append(_actions(f"{mode} actions", got, call.final_actions, width))
     return found
 
 
@@ -104,7 +61,7 @@ def against_diffusers(
     Both get the same pixels at a size that neither resizes, the same words, and diffusers' noise. A domain
     every registry knows is used, so the numbers mean nothing to a robot.
     """
-    pipeline, condition = _diffusers(checkpoint, network)
+    pipeline, condition = diffusers_pipeline(checkpoint, network)
     steps, chunk, rate, height, width, task = 4, 8, 15, 256, 320, "Put the red block into the bowl."
     domain, columns = 8, 10  # droid_lerobot as diffusers has it
     rng = np.random.default_rng(seed)
@@ -142,7 +99,9 @@ def against_diffusers(
             actions[0, :, :columns] = torch.from_numpy(raw)
         noise = draw_noise("diffusers", [seed], plan.shape(*latents.shape[-2:]), vae.channels, device=device)
         start = Start(latents, actions, *noise)
-        got = sample(network, [plan], start, _schedule(checkpoint, steps), Guidance(guidance), prompt, empty)
+        got = sample(
+            network, [plan], start, published_schedule(checkpoint, steps), Guidance(guidance), prompt, empty
+        )
         if mode != "id":
             found.append(_latents(f"{mode} latents", got, want.video.float().cpu().numpy()))
         if mode != "fd":
@@ -150,7 +109,7 @@ def against_diffusers(
     return found
 
 
-def _schedule(checkpoint: Checkpoint, steps: int) -> Schedule:
+def published_schedule(checkpoint: Checkpoint, steps: int) -> Schedule:
     """The noise levels the checkpoint's own scheduler files ask for."""
     shift = float(checkpoint.scheduler.get("flow_shift", 1.0))
     if checkpoint.native_flow:
@@ -160,7 +119,7 @@ def _schedule(checkpoint: Checkpoint, steps: int) -> Schedule:
     return flow_schedule("diffusers", steps, shift)
 
 
-def _diffusers(checkpoint: Checkpoint, network: WorldModel) -> tuple[Any, Any]:
+def diffusers_pipeline(checkpoint: Checkpoint, network: WorldModel) -> tuple[Any, Any]:
     """diffusers' pipeline of the same folder and dtype, and a maker of its action conditions."""
     if checkpoint.layout != "diffusers":
         raise CheckpointError(

@@ -42,6 +42,30 @@ def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
 
 
+class OneDNNLinear(nn.Module):
+    """`nn.Linear` in fp32 on a CPU through oneDNN, which on AMD is about twice as fast as the BLAS torch
+    calls (MKL takes its slow paths there) and on Intel its equal. Shares the parameters."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return out
+
+    @staticmethod
+    def fits(linear: nn.Module) -> bool:
+        if not isinstance(linear, nn.Linear) or not torch.backends.mkldnn.is_available():
+            return False
+        return linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
+
+
+def quick(linear: nn.Module) -> nn.Module:
+    """The fastest exact form of a projection on its device."""
+    return OneDNNLinear(linear) if isinstance(linear, nn.Linear) and OneDNNLinear.fits(linear) else linear
+
+
 def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates head vectors x [R, heads, N, D] by half tables [R, 1, N, D / 2] straight into `out`."""
     half = x.shape[-1] // 2
@@ -79,12 +103,12 @@ class EngineLayer(nn.Module):
             attention.add_k_proj.out_features // attention.head_dim,
         )
         self.head_dim = attention.head_dim
-        self.qkv = fused([attention.add_q_proj, attention.add_k_proj, attention.add_v_proj])
-        self.out: nn.Module = attention.to_add_out
+        self.qkv = quick(fused([attention.add_q_proj, attention.add_k_proj, attention.add_v_proj]))
+        self.out = quick(attention.to_add_out)
         self.norm_q, self.norm_k = attention.norm_added_q, attention.norm_added_k
         self.gated = mlp.gate_proj is not None
-        self.up: nn.Module = mlp.up_proj if mlp.gate_proj is None else fused([mlp.gate_proj, mlp.up_proj])
-        self.down: nn.Module = mlp.down_proj
+        self.up = quick(mlp.up_proj if mlp.gate_proj is None else fused([mlp.gate_proj, mlp.up_proj]))
+        self.down = quick(mlp.down_proj)
         self.norm_in = layer.input_layernorm_moe_gen
         self.norm_post = layer.post_attention_layernorm_moe_gen
 
