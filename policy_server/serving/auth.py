@@ -52,7 +52,8 @@ class RateLimit:
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
-        self._level = 2 * rate
+        self._burst = max(1.0, 2 * rate)
+        self._level = self._burst
         self._filled = time.monotonic()
 
     def take(self) -> bool:
@@ -60,7 +61,7 @@ class RateLimit:
         if not self.rate:
             return True
         now = time.monotonic()
-        self._level = min(2 * self.rate, self._level + self.rate * (now - self._filled))
+        self._level = min(self._burst, self._level + self.rate * (now - self._filled))
         self._filled = now
         if self._level < 1:
             return False

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -189,6 +190,8 @@ class Conversation:
             outcome = await self.server.scheduler.answer(request, self.name, arrived, stream)
             answered = time.perf_counter()
             made = outcome.prediction
+            if made.chunk is not None and not np.isfinite(made.chunk.actions).all():
+                raise PolicyError("the policy answered with NaN or infinity", seen=f"seed {request.seed}")
             ledger = replace(made.ledger, decode_ms=decode_ms, queue_ms=outcome.queue_ms, batch=outcome.batch)
             prediction = Prediction(made.chunk, made.video, request.seed or 0, ledger)
             out = self.dialect.reply(ask, prediction, Timing(outcome.infer_ms, self.previous_ms))

@@ -128,8 +128,9 @@ class Engine:
         return Answer(results, reply["infer_ms"], reply["gpu_bytes"])
 
     async def reset(self, session: str) -> None:
-        if self.ready.is_set():
-            for member in self._members:
+        """Ends an episode; an engine that is down has forgotten it already."""
+        with contextlib.suppress(PolicyUnavailable):
+            for member in self._members if self.ready.is_set() else ():
                 await member.send(pack({"type": "reset", "session": session}))
 
     async def stop(self, grace_s: float = 5.0) -> None:

@@ -114,11 +114,11 @@ def session_of(fields: Mapping[str, Any]) -> str:
     return value
 
 
-def actions_of(prediction: Prediction) -> np.ndarray:
+def actions_of(prediction: Prediction, dtype: type[np.floating] | None = None) -> np.ndarray:
     """Rows of the chunk, C order. Raises RequestError where the policy gave none."""
     if prediction.chunk is None:
         raise RequestError("this request has no actions in its answer")
-    return np.ascontiguousarray(prediction.chunk.actions)
+    return np.ascontiguousarray(prediction.chunk.actions, dtype)
 
 
 def _kind(value: object) -> str:

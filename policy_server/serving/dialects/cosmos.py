@@ -54,7 +54,7 @@ class Cosmos:
         return Observation(images, state, text(fields, "prompt"))
 
     def reply(self, prediction: Prediction, timing: Timing | None) -> dict[str, Any]:
-        reply: dict[str, Any] = {"action": actions_of(prediction)}
+        reply: dict[str, Any] = {"action": actions_of(prediction, np.float32)}
         if prediction.video is not None:
             reply["video"] = prediction.video
         if timing is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from wamserve.action_codec.errors import ContractError, RequestError
 from wamserve.clients.policy import Observation, Prediction
 from wamserve.policy_server.serving.dialects.base import Timing, actions_of, image, numbers, text
@@ -71,7 +73,7 @@ class RoboArena:
         )
 
     def reply(self, prediction: Prediction, timing: Timing | None) -> dict[str, Any]:
-        return {"actions": first_rows(actions_of(prediction), self.rows)}
+        return {"actions": first_rows(actions_of(prediction, np.float32), self.rows)}
 
 
 def sessions_of(fields: Mapping[str, Any]) -> tuple[str, ...]:

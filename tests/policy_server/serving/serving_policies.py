@@ -75,6 +75,8 @@ class Echo:
     def _answer(self, request) -> Prediction:
         wire = self.embodiment.wire if self.embodiment is not None else None
         rows = rows_for(request, wire.chunk, wire.reply.width) if wire is not None else rows_for(request)
+        if request.observation.instruction == "nan":
+            rows[3, 2] = np.nan
         wants = request.want_video or self.video_bytes or request.mode == "fd"
         frames = max(3, self.video_bytes // 768)
         video = np.full((frames, 16, 16, 3), (request.seed or 0) % 256, np.uint8) if wants else None

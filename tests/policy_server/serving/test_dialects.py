@@ -180,6 +180,13 @@ def test_cosmos_replies_equal_the_recorded_ones(golden):
     assert frame == golden("22_resp_cosmos3_video_small.bin")
 
 
+def test_robolab_gets_float32_rows_whatever_the_policy_computes_in():
+    dialect = plain()
+    frame = reply(dialect, ask(dialect, messages.cosmos()), np.asfortranarray(np.ones((32, 8))))
+    action = wire.decode(frame)["action"]
+    assert action.dtype == np.float32 and action.flags.c_contiguous
+
+
 def test_openpi_replies_equal_the_recorded_ones(golden):
     libero = plain(LIBERO)
     asked = ask(libero, messages.openpi_libero())

@@ -122,6 +122,7 @@ async def test_a_policy_error_costs_that_request_only_and_shows_no_path(serving,
         assert "refuse me" in await infer(one, messages.small(prompt="refuse me"))
         answer = await infer(one, messages.small(prompt="break"))
         assert answer == "inference failed (ValueError); see the server's log"
+        assert "NaN or infinity" in await infer(one, messages.small(prompt="nan"))
         assert "action" in await infer(one, messages.small())
         assert "action" in await infer(other, messages.small())
 
@@ -298,10 +299,9 @@ async def test_connections_over_the_limit_and_browser_pages_are_refused(serving,
 
 
 async def test_too_many_requests_per_second_are_overload(serving, talk):
-    async with serving(max_rate=2.0) as server, talk(server) as websocket:
+    async with serving(max_rate=0.02) as server, talk(server) as websocket:
         await websocket.recv()
-        for _ in range(4):
-            await infer(websocket, messages.small())
+        assert "action" in await infer(websocket, messages.small())
         with pytest.raises(ConnectionClosed) as closed:
             await infer(websocket, messages.small())
         assert closed.value.rcvd.code == 1013
