@@ -42,10 +42,16 @@ def require_pose(poses: ArrayLike, what: str = "pose") -> Array:
 
 
 def inverse(poses: ArrayLike) -> Array:
-    """T^-1 = [R^T, -R^T p; 0, 1] of rigid poses [..., 4, 4]."""
+    """T^-1 = [R^-1, -R^-1 p; 0, 1] of rigid poses [..., 4, 4].
+
+    Stored rotations are orthonormal to 1e-7 only (float32), and R^T would leave that in every delta: enough
+    to see where a normalizer is narrow. One Newton step from R^T leaves its square.
+    """
     p = checked("pose", poses, 4, 4)
-    rt = np.swapaxes(p[..., :3, :3], -1, -2)
-    return _assemble(rt, -_rotate(rt, p[..., :3, 3]))
+    r = p[..., :3, :3]
+    rt = np.swapaxes(r, -1, -2)
+    back = 2.0 * rt - rt @ r @ rt
+    return _assemble(back, -_rotate(back, p[..., :3, 3]))
 
 
 def compose(first: ArrayLike, *others: ArrayLike) -> Array:

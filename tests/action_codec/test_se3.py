@@ -150,3 +150,13 @@ def test_bad_poses_get_one_clear_error():
         se3.pose_from_pose9(np.ones((2, 10)))
     with pytest.raises(CodecError, match="is not a rotation"):
         se3.rotate_body_frame(np.eye(4), [[1, 1, 0], [0, 1, 0], [0, 0, 1]])
+
+
+def test_a_body_at_rest_has_no_delta_though_its_matrix_is_stored_in_float32():
+    turn = matrix_from_axis_angle([0.3, -0.7, 1.9]).astype(np.float32)
+    poses = np.tile(np.eye(4, dtype=np.float32), (3, 1, 1))
+    poses[:, :3, :3], poses[:, :3, 3] = turn, [0.1, 0.2, 1.3]
+    assert np.abs(turn.T.astype(np.float64) @ turn - np.eye(3)).max() > 1e-8
+    np.testing.assert_allclose(
+        se3.deltas_framewise_from_poses(poses), np.tile(np.eye(4), (2, 1, 1)), atol=1e-13
+    )
