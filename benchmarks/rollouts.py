@@ -1,4 +1,4 @@
-"""What a rollout costs: worker scaling, overhead per step, rendering share, batched against one-by-one asking.
+"""What a rollout costs: worker scaling, overhead per step, rendering share, asking in batches or singly.
 
 Every comparison is made inside this one run, interleaved, and reported as a ratio:
 
@@ -120,9 +120,8 @@ def main() -> None:
         seconds, episodes = timed(
             lambda: list(here.run(oracle, Loop(8, privileged=True, images=False), work))
         )
-    print(
-        f"oracle: {sum(e.success for e in episodes)}/{len(episodes)}, {seconds / len(episodes):.2f} s an episode"
-    )
+    solved = sum(episode.success for episode in episodes)
+    print(f"oracle: {solved}/{len(episodes)}, {seconds / len(episodes):.2f} s an episode")
     width = max(map(len, rows))
     for name, values in rows.items():
         print(f"{name:<{width}}  median {statistics.median(values):8.3f}   {np.round(values, 3).tolist()}")

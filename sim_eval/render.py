@@ -91,6 +91,7 @@ class Cameras:
             mujoco.mjtCatBit.mjCAT_ALL,
             self._scene,
         )
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         viewport = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(viewport, self._scene, self._context)
         rows = np.empty((height, width, 3), np.uint8)

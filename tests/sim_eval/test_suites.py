@@ -57,23 +57,6 @@ def test_looking_does_not_change_what_happens(lift):
     np.testing.assert_array_equal(first, lift.sim_state())
 
 
-def test_pictures_are_those_robosuite_itself_renders(lift):
-    """Against robosuite's own offscreen renderer, bit for bit."""
-    import robosuite
-
-    lift.reset(0, 5)
-    own = robosuite.make(
-        "Lift", robots="Panda", has_renderer=False, has_offscreen_renderer=True, use_camera_obs=False, seed=0
-    )
-    own.reset()
-    own.sim.set_state_from_flattened(lift.sim_state())
-    own.sim.forward()
-    for name, camera in (("agentview", "agentview"), ("wrist", "robot0_eye_in_hand")):
-        height, width = next((h, w) for n, h, w in lift.spec.views if n == name)
-        theirs = own.sim.render(camera_name=camera, height=height, width=width)[::-1]
-        np.testing.assert_array_equal(lift.render()[name], theirs)
-
-
 def test_a_stored_state_brings_its_picture_back(lift):
     after(lift, 11)
     state, picture = lift.sim_state(), lift.render()
@@ -218,3 +201,26 @@ def test_a_wire_half_that_asks_for_an_unknown_camera_is_refused():
     odd = replace(contract, wire=replace(contract.wire, images=(image,)))
     with pytest.raises(TaskError, match="left_shoulder"):
         catalog.make("robosuite/Lift", odd)
+
+
+def test_pictures_are_those_robosuite_itself_renders(lift):
+    """Against robosuite's own offscreen renderer, bit for bit. Last here: its GL context dies untidily."""
+    import robosuite
+
+    lift.reset(0, 5)
+    own = robosuite.make(
+        "Lift",
+        robots="Panda",
+        has_renderer=False,
+        has_offscreen_renderer=True,
+        use_camera_obs=False,
+        hard_reset=False,  # another reset would draw another size of cube
+        seed=0,
+    )
+    own.reset()
+    own.sim.set_state_from_flattened(lift.sim_state())
+    own.sim.forward()
+    for name, camera in (("agentview", "agentview"), ("wrist", "robot0_eye_in_hand")):
+        height, width = next((h, w) for n, h, w in lift.spec.views if n == name)
+        theirs = own.sim.render(camera_name=camera, height=height, width=width)[::-1]
+        np.testing.assert_array_equal(lift.render()[name], theirs)
