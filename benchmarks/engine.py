@@ -4,8 +4,9 @@
 
 Both load one folder of random weights and get DROID's shapes: one 540x640 picture, 32 actions, 4 steps,
 guidance 3, diffusers' own noise, noise levels and prompt, so that their actions can be compared. Calls take
-turns, so that a busy machine is busy for all of them; the medians' ratio is the figure. The prompt is cached on
-our side, as on a robot; the picture and the seed change with every call.
+turns, so that a busy machine is busy for all of them; the medians' ratio is the figure, and processor time stands
+beside wall time, as others may be using the machine. The prompt is cached on our side, as on a robot; the
+picture and the seed change with every call.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from wamserve.embodiments.prompt import json_prompt
@@ -33,9 +35,9 @@ def shorten_prompts(folder: Path) -> None:
     words = json_prompt(TASK, "concat_view", "", frames=33, fps=15, height=544, width=736)
     pieces = list(Tokenizer.from_file(str(file)).encode(words, add_special_tokens=False).tokens)
     vocabulary, merges = raw["model"]["vocab"], []
-    free = sorted(set(range(256, 480)) - set(vocabulary.values()))
-    while free and len(pieces) > 90:
-        pairs = Counter(zip(pieces, pieces[1:], strict=False))
+    free = sorted(set(range(480)) - set(vocabulary.values()))
+    while free and len(pieces) > 80:
+        pairs = Counter(pairwise(pieces))
         left, right = pairs.most_common(1)[0][0]
         merges.append([left, right])
         vocabulary[left + right] = free.pop(0)

@@ -110,7 +110,7 @@ def versus(
     folder: Path, rounds: int = 5, device: str = "auto", dtype: str = "auto",
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Interleaved calls of diffusers, the plain path, the engine, and the engine with Edge's interval.
+    """`rounds` interleaved calls of diffusers, the plain path, the engine, and the engine with Edge's interval.
 
     Seconds per round, medians, ratios to diffusers, and the largest difference of the actions.
     """
@@ -136,14 +136,16 @@ def versus(
         if name != "diffusers":  # its first call is as slow as any; ours compile, capture and fill the cache
             call(picture, 0)
     spent: dict[str, list[float]] = {name: [] for name in calls}
+    cpu: dict[str, list[float]] = {name: [] for name in calls}
     parts: dict[str, list[float]] = {}
     worst = 0.0
     for turn in range(rounds):
         picture, answers = _picture(turn + 1), {}
         for name, call in calls.items():
-            begin = time.perf_counter()
+            begin, busy = time.perf_counter(), time.process_time()
             answers[name] = call(picture, turn)
             spent[name].append(time.perf_counter() - begin)
+            cpu[name].append(time.process_time() - busy)
             if name == "diffusers":
                 pair = (theirs.encode_s, theirs.transformer_s)
             else:
@@ -153,6 +155,7 @@ def versus(
                 parts.setdefault(f"{name}: {part}", []).append(seconds)
         worst = max(worst, float(np.abs(answers["engine"] - answers["diffusers"]).max()))
     median = {name: statistics.median(seconds) for name, seconds in spent.items()}
+    median_cpu = {name: statistics.median(seconds) for name, seconds in cpu.items()}
     return {
         "device": f"{place}",
         "dtype": str(kind).removeprefix("torch."),
@@ -161,8 +164,11 @@ def versus(
         "prompt_tokens": len(ours.tokenizer.ids(ours.words())),
         "seconds": spent,
         "median_s": median,
+        "cpu_seconds": cpu,
+        "median_cpu_s": median_cpu,
         "parts_median_s": {name: statistics.median(seconds) for name, seconds in parts.items()},
         "faster_than_diffusers": {name: median["diffusers"] / seconds for name, seconds in median.items()},
+        "less_cpu_than_diffusers": {n: median_cpu["diffusers"] / s for n, s in median_cpu.items()},
         "max_action_difference": worst,
         "engine": engine.report(),
     }
@@ -174,11 +180,16 @@ def print_versus(found: Mapping[str, Any]) -> None:
         f"interleaved calls, {found['prompt_tokens']} prompt tokens"
     )
     parts = found["parts_median_s"]
-    print(f"{'':28}{'call s':>9}{'encode s':>10}{'network s':>11}{'x diffusers':>13}")
+    print(
+        f"{'':28}{'call s':>9}{'encode s':>10}{'network s':>11}{'x diffusers':>13}{'cpu s':>9}{'x diffusers':>13}"
+    )
     for name, seconds in found["median_s"].items():
         encode, network = parts[f"{name}: encode"], parts[f"{name}: transformer"]
         ratio = found["faster_than_diffusers"][name]
-        print(f"{name:28}{seconds:9.2f}{encode:10.3f}{network:11.2f}{ratio:13.2f}")
+        print(
+            f"{name:28}{seconds:9.2f}{encode:10.3f}{network:11.2f}{ratio:13.2f}{found['median_cpu_s'][name]:9.2f}"
+            f"{found['less_cpu_than_diffusers'][name]:13.2f}"
+        )
     print(f"max |action - diffusers'| {found['max_action_difference']:.1e}")
 
 
