@@ -91,19 +91,21 @@ def parity(
     """Compare this implementation's numbers with the reference's; exit code 1 when they differ."""
     from wamserve.policy_server import parity as compare
     from wamserve.policy_server.load import load_network, load_vae, pick_device, pick_dtype
+    from wamserve.policy_server.recorded_call import read_call
     from wamserve.policy_server.world_model.checkpoint import open_checkpoint
     from wamserve.policy_server.world_model.text import load_tokenizer
 
     with _stages() as say:
         opened = open_checkpoint(checkpoint)
+        recorded = None if against == "diffusers" else read_call(Path(against), opened.config)
         place, kind = pick_device(device), pick_dtype(dtype, device)
         network = load_network(opened, place, kind, say)
     print(f"{opened.source} against {against}, {dtype} on {place}")
-    if against == "diffusers":
+    if recorded is None:
         tokenizer = load_tokenizer(opened.tokenizer_folder, opened.config.vocab_size)
         found = compare.against_diffusers(opened, network, load_vae(opened, place, kind), tokenizer, seed)
     else:
-        found = compare.against_golden(network, Path(against))
+        found = compare.against_golden(network, recorded)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("output", "max |Δ|", "of max", "max |Δ| per action dimension"):
         table.add_column(head)

@@ -44,7 +44,8 @@ def against_golden(network: WorldModel, call: RecordedCall) -> list[Difference]:
     mixed = (call.latents.to(device), call.actions.to(device))  # given values and noise in one
     with torch.no_grad():
         prompts = [network.prefill(torch.from_numpy(ids)[None].to(device)) for ids in call.prompts]
-    got = sample(network, [call.plan], Start(*mixed, *mixed), call.schedule, call.guidance, *prompts)
+    cond, uncond = prompts[0], prompts[1] if len(prompts) > 1 else None
+    got = sample(network, [call.plan], Start(*mixed, *mixed), call.schedule, call.guidance, cond, uncond)
     found = []
     if call.final_latents is not None:
         found.append(_latents(f"{mode} latents", got, call.final_latents))
