@@ -68,16 +68,16 @@ def write_lerobot(
     length = len(next(iter(columns.values())))
     frame = np.arange(length)
     zero = np.zeros(length, np.int64)
-    index = {
+    index: dict[str, np.ndarray] = {
         "timestamp": (frame / rate_hz).astype(np.float32),
         "frame_index": frame,
         "episode_index": zero,
         "index": frame,
         "task_index": zero,
     }
+    everything: dict[str, np.ndarray] = {**columns, **index}
     table = {
-        name: pa.array(values if values.ndim == 1 else [*values])
-        for name, values in {**columns, **index}.items()
+        name: pa.array(values if values.ndim == 1 else [*values]) for name, values in everything.items()
     }
     meta = folder / "meta"
     (meta / "episodes" / "chunk-000").mkdir(parents=True)

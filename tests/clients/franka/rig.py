@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -63,10 +65,28 @@ def running(command, log: Path, ready: str, seconds: float = 90.0, **options):
                     process.wait()
 
 
-def simulator(folder: Path, address: str, *extra):
+@contextlib.contextmanager
+def only_simulator():
+    """Waits for the machine's other FCI simulator to end: two starve each other, and share a port."""
+    with open(Path(tempfile.gettempdir()) / "wamserve-fci-simulator.lock", "w") as lock:
+        deadline = time.monotonic() + 300.0
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    pytest.skip("another FCI simulator has been running for five minutes")
+                time.sleep(0.5)
+        yield
+
+
+@contextlib.contextmanager
+def simulator(folder: Path, address: str):
     need_franky()
-    script = HERE / "fci_sim.py"
-    return running([ROBOT_PYTHON, script, address, *extra], folder / "sim.log", "ready", 90.0)
+    command = [ROBOT_PYTHON, HERE / "fci_sim.py", address]
+    with only_simulator(), running(command, folder / "sim.log", "ready", 90.0):
+        yield
 
 
 @contextlib.contextmanager
@@ -120,6 +140,7 @@ def start_client(folder: Path, uri: str, address: str, *flags, instruction="foll
         stdout=(folder / "client.log").open("w"),
         stderr=subprocess.STDOUT,
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(HERE)},  # where `--cameras VIEW=sim:twin:NAME` is found
         text=True,
     )
     threading.Thread(target=answer, args=(process, folder / "client.log", typed), daemon=True).start()

@@ -83,3 +83,31 @@ class Scripted:
                     self._done.add(key)
                     out.add(kind)
         return out
+
+
+def red_centre(image: np.ndarray) -> np.ndarray | None:
+    """uint8 [H, W, 3] -> centre (x, y) of what is red, -1 .. 1 across the picture; None where nothing is."""
+    red, green = image[..., 0].astype(int), image[..., 1].astype(int)
+    rows, columns = np.nonzero((red > 90) & (red > 3 * green))
+    if len(rows) < 12:
+        return None
+    height, width = image.shape[:2]
+    return np.array([2 * columns.mean() / (width - 1) - 1, 2 * rows.mean() / (height - 1) - 1])
+
+
+class PixelServo(Scripted):
+    """Turns the arm's base until the red cube is in the middle of the wrist picture; closes the hand there.
+
+    It sees nothing but that picture and the joints: a test of the whole way round, not of a skill.
+    """
+
+    def infer(self, request) -> Prediction:
+        joints = np.asarray(request.observation.state["joint_position"], float).ravel()
+        centre = red_centre(request.observation.images["wrist"])
+        turn = 0.0 if centre is None else 1.2 * float(centre[0])  # rad; the picture moves 0.69 per rad
+        ramp = np.clip(np.arange(32) / 15 * 0.3 / max(abs(turn), 1e-6), 0.0, 1.0)
+        rows = np.tile(HOME, (32, 1))
+        rows[:, 0] = joints[0] + turn * ramp
+        closed = np.full((32, 1), float(centre is not None and abs(centre[0]) < 0.04))
+        actions = np.concatenate([rows, closed], axis=1).astype(np.float32)
+        return Prediction(ActionChunk(actions, request.observation.time, 1 / 15), seed=request.seed or 0)

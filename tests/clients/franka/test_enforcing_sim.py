@@ -1,5 +1,6 @@
 """Real franky against franka-sim, which enforces an FR3's limits and communication reflexes. Minutes long."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -24,13 +25,15 @@ SECONDS = 8
 ROUGH = json.dumps({"outlier": [3.0], "stall": [5.0]})
 
 
+@contextlib.contextmanager
 def enforcing_simulator(folder):
     rig.need_franky()
     if not SIM_PYTHON.exists():
         pytest.skip("franka-sim is not installed (make .venv-frankasim/.ready)")
     (assets,) = (rig.ROOT / ".venv-franka").glob("lib/python3*/site-packages/franky_sim/assets")
     command = [SIM_PYTHON, "-u", rig.HERE / "enforcing_sim.py", assets / "fr3.xml", assets / "meshes", folder]
-    return rig.running(command, folder / "sim.log", "ready for new client")
+    with rig.only_simulator(), rig.running(command, folder / "sim.log", "ready for new client"):
+        yield
 
 
 @pytest.fixture

@@ -110,6 +110,22 @@ def test_the_impedance_backend_follows_too(arm, tmp_path, record_property):
     assert run.report["tracking"]["rms_rad"] < 0.03
 
 
+def test_pixels_close_the_loop_through_server_franky_and_simulator(arm, tmp_path, record_property):
+    """The simulated arm is mirrored into a rendered scene, whose pictures are what the policy steers by."""
+    cameras = ["wrist=sim:twin:wrist", "exterior_1=sim:twin:front", "exterior_2=sim:twin:side"]
+    flags = ["--home", "--seconds", "25", "--gripper", "franka", "--replan-rows", "4", "--cameras", *cameras]
+    with rig.policy_server(tmp_path, factory="PixelServo") as (uri, _server):
+        run = rig.finish(rig.start_client(tmp_path, uri, arm, *flags), tmp_path, 90)
+    show(record_property, "twin", run)
+    assert run.code == 0, run.output
+    assert not run.of_kind("fault")
+    steps = run.steps()
+    # The cube stands at atan2(0.16, 0.40) = 0.3805 rad.
+    assert abs(steps["q"][0, 0]) < 0.01
+    assert steps["q"][-1, 0] == pytest.approx(0.3805, abs=0.03)
+    assert steps["gripper"][0] > 0.4 and steps["gripper"][-1] < 0.1
+
+
 def test_a_key_stops_the_arm_at_once_and_gently(arm, tmp_path):
     with rig.policy_server(tmp_path) as (uri, _server):
         client = rig.start_client(tmp_path, uri, arm, "--home")
