@@ -17,11 +17,11 @@ from wamserve.embodiments.contract import Embodiment
 from wamserve.policy_server.card import CARD_FILE, Bounds, PolicyCard, Sampling, Trained, write_card
 from wamserve.policy_server.world_model.checkpoint import (
     Checkpoint,
-    diffusers_name_from_framework,
     open_checkpoint,
     weights_hash,
 )
-from wamserve.policy_server.world_model.network import KEEP_FP32, WorldModel
+from wamserve.policy_server.world_model.names import KEEP_FP32, diffusers_name_from_framework
+from wamserve.policy_server.world_model.network import WorldModel
 from wamserve.training.config import TrainConfig
 from wamserve.training.ranks import Ranks, whole
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wamserve.action_codec.errors import CheckpointError
 from wamserve.policy_server.progress import Progress, silent
 from wamserve.policy_server.world_model.config import WorldModelConfig
-from wamserve.policy_server.world_model.names import diffusers_name_from_framework, is_unused
+from wamserve.policy_server.world_model.names import KEEP_FP32, diffusers_name_from_framework, is_unused
 from wamserve.policy_server.world_model.safetensors_index import StoredTensor, read_index
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Layout = Literal["diffusers", "framework"]
 PIPELINE_CLASS = "Cosmos3OmniPipeline"
-KEEP_FP32 = ("time_embedder.",)  # the reference keeps the time MLP in fp32 whatever the model dtype
 
 
 @dataclass(frozen=True)

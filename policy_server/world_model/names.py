@@ -28,6 +28,8 @@ _HEADS = {
     "llm2sound": "audio_proj_out",
     "sound_modality_embed": "audio_modality_embed",
 }
+KEEP_FP32 = ("time_embedder.",)  # parameters the reference keeps in fp32 whatever the model's dtype
+
 _PREFIXES = ("model.net.", "net.")
 _LANGUAGE_PREFIXES = ("language_model.model.", "language_model.")
 

@@ -1,13 +1,12 @@
 """The Cosmos 3 world-action network: a text tower run once per prompt, a generation tower run once per step.
 
 Parameter names are those of the diffusers checkpoint; what serving actions never reads is not built
-(`is_unused_weight`). Nothing here is tied to inference: gradients flow through both towers.
+(`names.is_unused`). Nothing here is tied to inference: gradients flow through both towers.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,12 +19,12 @@ from wamserve.action_codec.errors import RequestError
 from wamserve.policy_server.world_model.attention import MoTAttention, RMSNorm
 from wamserve.policy_server.world_model.config import WorldModelConfig
 from wamserve.policy_server.world_model.layout import TokenLayout
+from wamserve.policy_server.world_model.names import KEEP_FP32
 from wamserve.policy_server.world_model.prompt_kv import PromptKV
 from wamserve.policy_server.world_model.rope import rotary_tables, text_positions
 from wamserve.policy_server.world_model.tokens import patchify, unpatchify
 
 TIME_CHANNELS = 256
-KEEP_FP32 = ("time_embedder.",)  # parameters that stay fp32 when the rest is cast
 
 
 class Velocity(NamedTuple):
@@ -238,16 +237,6 @@ class WorldModel(nn.Module):
         else:
             action = torch.zeros_like(actions, dtype=self.dtype)
         return Velocity(video, action)
-
-
-def is_unused_weight(config: WorldModelConfig, name: str) -> bool:
-    """True for checkpoint weights that action, forward and inverse dynamics never read, and nobody loads."""
-    last = config.num_hidden_layers - 1
-    dead = (
-        r"lm_head\.|norm\.weight$|audio_|visual\.|vision_encoder\."
-        rf"|layers\.{last}\.(self_attn\.(to_q|to_out|norm_q)\.|mlp\.|post_attention_layernorm\.)"
-    )
-    return re.match(dead, name) is not None
 
 
 def init_random_(network: WorldModel, seed: int = 0) -> WorldModel:

@@ -11,12 +11,11 @@ from torch import nn
 
 from wamserve.action_codec.errors import CheckpointError
 from wamserve.policy_server.world_model.checkpoint import (
-    diffusers_name_from_framework,
-    is_unused,
     load_weights,
     open_checkpoint,
     weights_hash,
 )
+from wamserve.policy_server.world_model.names import diffusers_name_from_framework, is_unused
 from wamserve.policy_server.world_model.random_weights import parameter_shapes, write_random_checkpoint
 
 # cosmos-framework spelling of each diffusers name, written out by hand.

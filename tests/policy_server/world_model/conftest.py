@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from wamserve.policy_server.sampling.sampler import Start
 from wamserve.policy_server.world_model.config import WorldModelConfig
-from wamserve.policy_server.world_model.network import WorldModel, init_random_, is_unused_weight
+from wamserve.policy_server.world_model.names import is_unused
+from wamserve.policy_server.world_model.network import WorldModel, init_random_
 
 PARITY = 2e-5  # fp32, absolute, on latents, actions and hidden states
 
@@ -34,7 +35,9 @@ def tiny(shared):
         config = WorldModelConfig.from_file(folder)
         weights = load_file(folder / "diffusion_pytorch_model.safetensors")
         network = WorldModel(config)
-        network.load_state_dict({k: v for k, v in weights.items() if not is_unused_weight(config, k)})
+        network.load_state_dict(
+            {k: v for k, v in weights.items() if not is_unused(k, config.num_hidden_layers)}
+        )
         return network.eval()
 
     return load

@@ -9,7 +9,7 @@ import pytest
 
 from wamserve.action_codec.errors import CheckpointError
 from wamserve.policy_server.world_model.config import PRESETS, WorldModelConfig, preset
-from wamserve.policy_server.world_model.network import is_unused_weight
+from wamserve.policy_server.world_model.names import is_unused
 
 RAW = {"_class_name": "Cosmos3OmniTransformer", **asdict(PRESETS["tiny-nano"])}
 
@@ -89,5 +89,5 @@ def test_dead_weights_are_known_by_name():
         "layers.2.mlp_moe_gen.up_proj.weight", "layers.2.post_attention_layernorm_moe_gen.weight",
         "layers.1.mlp.up_proj.weight", "layers.1.self_attn.to_q.weight", "layers.2.input_layernorm.weight",
     ]  # fmt: skip
-    assert all(is_unused_weight(config, name) for name in dead)
-    assert not any(is_unused_weight(config, name) for name in alive)
+    assert all(is_unused(name, config.num_hidden_layers) for name in dead)
+    assert not any(is_unused(name, config.num_hidden_layers) for name in alive)

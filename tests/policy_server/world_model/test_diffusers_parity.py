@@ -16,7 +16,8 @@ from wamserve.policy_server.sampling.sampler import Start, sample
 from wamserve.policy_server.sampling.schedule import flow_schedule
 from wamserve.policy_server.world_model.config import PRESETS, WorldModelConfig
 from wamserve.policy_server.world_model.layout import TokenLayout
-from wamserve.policy_server.world_model.network import WorldModel, is_unused_weight
+from wamserve.policy_server.world_model.names import is_unused
+from wamserve.policy_server.world_model.network import WorldModel
 from wamserve.policy_server.world_model.tokens import plan_request
 from wamserve.policy_server.world_model.vae import VideoVAE, crop_content
 
@@ -51,7 +52,7 @@ def reference_transformer(config: WorldModelConfig, seed: int):
 
 def our_network(reference, config: WorldModelConfig) -> WorldModel:
     network = WorldModel(config).eval()
-    weights = {k: v for k, v in reference.state_dict().items() if not is_unused_weight(config, k)}
+    weights = {k: v for k, v in reference.state_dict().items() if not is_unused(k, config.num_hidden_layers)}
     network.load_state_dict(weights)
     return network
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from wamserve.policy_server.sampling.schedule import flow_schedule
 from wamserve.policy_server.world_model.attention import RMSNorm
 from wamserve.policy_server.world_model.config import PRESETS
 from wamserve.policy_server.world_model.layout import TokenLayout
-from wamserve.policy_server.world_model.network import WorldModel
+from wamserve.policy_server.world_model.network import DomainLinear, WorldModel
 from wamserve.policy_server.world_model.prompt_kv import PromptKV
 from wamserve.policy_server.world_model.tokens import plan_request
 
@@ -273,3 +274,18 @@ def test_prompts_join_and_split_without_loss(random_network):
         RequestError, match=r"token ids past the vocabulary; seen: 4\.\.507; expected: 0\.\.506"
     ):
         network.prefill(torch.tensor([[4, 507]]))
+
+
+def test_the_weights_of_a_domain_are_stored_input_major(shared, close):
+    """Recorded from the reference's DomainAwareLinear; reading a row as [out, in] gives other numbers."""
+    golden = np.load(shared / "golden/actions/codec_unit.npz")
+    want = {k.removeprefix("dal_"): torch.from_numpy(golden[k]) for k in golden.files if k.startswith("dal_")}
+    (domains, outputs), inputs = want["bias_weight"].shape, want["x"].shape[-1]
+    linear = DomainLinear(inputs, outputs, domains)
+    linear.load_state_dict({"fc.weight": want["fc_weight"], "bias.weight": want["bias_weight"]})
+    with torch.no_grad():
+        close(linear(want["x"][:, None], want["domain_id"])[:, 0], want["y"], 1e-6)
+        close(linear(want["x3"], want["domain_id3"]), want["y3"], 1e-6)
+        transposed = want["fc_weight"].view(-1, outputs, inputs).transpose(1, 2).reshape(domains, -1)
+        linear.fc.weight.copy_(transposed)
+        assert (linear(want["x3"], want["domain_id3"]) - want["y3"]).abs().max() > 0.1
