@@ -182,23 +182,33 @@ class Conversation:
                 raise PolicyOverloaded(
                     "too many requests in flight", expected=f"<= {self.server.settings.max_in_flight}"
                 )
+            began = time.perf_counter()
             request = replace(
                 self.server.prepare(request),
                 seed=seed_for(request, self.server.settings.seed, self.server.deterministic),
                 session=self._session(request.session),
             )
+            prepare_ms = 1e3 * (time.perf_counter() - began)
             outcome = await self.server.scheduler.answer(request, self.name, arrived, stream)
             answered = time.perf_counter()
             made = outcome.prediction
             if made.chunk is not None and not np.isfinite(made.chunk.actions).all():
                 raise PolicyError("the policy answered with NaN or infinity", seen=f"seed {request.seed}")
-            ledger = replace(made.ledger, decode_ms=decode_ms, queue_ms=outcome.queue_ms, batch=outcome.batch)
+            spent_ms = decode_ms + prepare_ms + outcome.queue_ms + outcome.infer_ms
+            ledger = replace(
+                made.ledger,
+                decode_ms=decode_ms,
+                queue_ms=outcome.queue_ms,
+                preprocess_ms=made.ledger.preprocess_ms + prepare_ms,
+                reply_ms=max(0.0, 1e3 * (answered - arrived) - spent_ms),  # until here; it travels with it
+                batch=outcome.batch,
+            )
             prediction = Prediction(made.chunk, made.video, request.seed or 0, ledger)
             out = self.dialect.reply(ask, prediction, Timing(outcome.infer_ms, self.previous_ms))
             await self._send(out)
             now = time.perf_counter()
             self.previous_ms = 1e3 * (now - arrived)
-            self._log(request, ledger, outcome.infer_ms, 1e3 * (now - answered))
+            self._log(request, ledger, outcome.infer_ms, ledger.reply_ms + 1e3 * (now - answered))
         except Superseded as error:
             self._count(error, request)
         except WamError as error:

@@ -32,6 +32,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.answered = self.lost = self.crossed = self.refused = self.rude = 0
+        self.reasons: list[str] = []  # of lost replies
 
 
 def rows(seed: int, pixels: int) -> np.ndarray:
@@ -144,9 +145,10 @@ async def client(url: str, number: int, until: float, tally: Tally) -> None:
         kind = draw.choice(kinds)
         try:
             await kind(url, draw, tally)
-        except (ConnectionClosed, OSError, InvalidStatus, TimeoutError):
+        except (ConnectionClosed, OSError, InvalidStatus, TimeoutError) as error:
             if kind in (plain, ours):
                 tally.lost += 1
+                tally.reasons.append(f"{kind.__name__}: {type(error).__name__}: {error}")
 
 
 def metric(server_url: str, name: str) -> float:

@@ -109,6 +109,7 @@ async def test_a_reply_carries_id_seed_ledger_and_the_time_of_its_observation(se
         assert (chunk.start, chunk.delay, reply.prediction.seed) == (7.5, 3, 9)
         assert ledger.forwards == 5 and ledger.denoise_ms == 1.0 and ledger.batch == 1
         assert ledger.decode_ms > 0 and ledger.queue_ms >= 0
+        assert ledger.preprocess_ms > 0 and ledger.reply_ms > 0
         np.testing.assert_array_equal(chunk.actions, policies.rows_for(request(seed=9)))
         assert (await peer.ask(Infer(42, request(seed=9)))).chunk_id == 1
 
