@@ -12,7 +12,6 @@ A dataset row i becomes action row i: poses turn into deltas from row i to row i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from wamserve.action_codec.arrays import Array, checked
 from wamserve.action_codec.errors import CodecError, ContractError
 from wamserve.action_codec.gripper import gripper_from_gripper
 from wamserve.embodiments.contract import Block, Embodiment, GripperValue, PoseTrack
+from wamserve.embodiments.model_half import column_range
 from wamserve.embodiments.units import chunk_normalizer
 
 Columns = Mapping[str, ArrayLike]
@@ -187,24 +187,20 @@ def commands(embodiment: Embodiment, raw: RawActions, start: Mapping[str, ArrayL
 
 def column_of(columns: Columns, spec: str) -> Array:
     """The column "name", "name[i]" or "name[i:j]" as finite float64 [T, ...]; a single number is [T, 1]."""
-    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d+)(?::(\d+))?\])?", spec)
-    if match is None:
-        raise ContractError(f"column {spec!r} is not understood", expected="name, name[i] or name[i:j]")
-    name, first, last = match.groups()
+    name, start, stop = column_range(spec)
     if name not in columns:
         raise CodecError(f"column {name!r} is missing", seen=", ".join(columns) or "nothing", expected=spec)
     values = checked(f"column {name!r}", columns[name], *np.shape(columns[name])[1:])
     if values.ndim == 1:
         values = values[:, None]
-    if first is None:
+    if stop is None:
         return values
-    stop = int(first) + 1 if last is None else int(last)
     values = values.reshape(len(values), -1)
     if values.shape[1] < stop:
         raise CodecError(
             f"column {name!r} has the wrong width", seen=values.shape[1], expected=f"at least {stop}"
         )
-    return values[:, int(first) : stop]
+    return values[:, start:stop]
 
 
 def _rows(embodiment: Embodiment, columns: Columns, tracks: dict[str, Array]) -> Array:

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from wamserve.action_codec.errors import CodecError, ContractError
 from wamserve.embodiments import tables
+from wamserve.embodiments.consistency import require_consistent
 from wamserve.embodiments.model_half import Block, Canvas, GripperValue, ModelHalf, Normalizer, PoseTrack
-from wamserve.embodiments.registry import check_domain
 from wamserve.embodiments.wire_half import (
     Image,
     JointLimits,
@@ -89,7 +89,8 @@ def names() -> list[str]:
 def load(name: str) -> Embodiment:
     """The contract of that name; ContractError with the known and nearest names otherwise."""
     if name not in names():
-        near = get_close_matches(name, names(), n=3, cutoff=0.4)
+        begun = [known for known in names() if name and known.startswith(name)]
+        near = begun or get_close_matches(name, names(), n=1, cutoff=0.4)
         raise ContractError(
             f"no embodiment {name!r}",
             expected=", ".join(names()),
@@ -112,89 +113,14 @@ def load_file(path: Path | str) -> Embodiment:
 
 def check(embodiment: Embodiment, file_name: str) -> Embodiment:
     """The same contract, or ContractError naming the first thing in it that cannot be true."""
-    name, model, wire = embodiment.name, embodiment.model, embodiment.wire
-
-    def refuse_unless(true: bool, what: str, seen: object, expected: object) -> None:
-        if not true:
-            raise ContractError(f"{name}: {what}", seen=seen, expected=expected)
-
-    refuse_unless(name == file_name, "the name is not the file's", name, file_name)
-    check_domain(model.registry, model.domain, model.domain_id, name)
-    try:
-        layout = model.layout
-    except CodecError as error:  # gaps, overlaps, unknown kinds, wrong widths
-        raise ContractError(f"{name}: {error}") from None
-    known = [track.name for track in model.tracks]
-    for i, track in enumerate(model.tracks):
-        refuse_unless(
-            not track.parent or track.parent in known[:i], "parent comes later", track.parent, known[:i]
-        )
-    for block in model.blocks:
-        where, kind = f"block {block.name!r}", layout[block.name].of_kind
-        refuse_unless(
-            kind.blend != "pose" or bool(block.track), f"{where} follows no track", block.track, known
-        )
-        for used in filter(None, (block.track, block.given_in)):
-            refuse_unless(used in known, f"{where} follows an unknown track", used, known)
-        given = block.gripper is not None and block.gripper_source is not None
-        refuse_unless((block.kind == "gripper") == given, f"{where} gripper and source", given, not given)
-        if block.keypoints:
-            refuse_unless(block.frame in known, f"{where} frame is no track", block.frame, known)
-            width = 3 * len(block.keypoints)
-            refuse_unless(
-                layout[block.name].width == width, f"{where} width", layout[block.name].width, width
-            )
-    refuse_unless(
-        model.native_rate_hz == model.rate_hz * model.stride,
-        "the stride does not lead from the native rate to the control rate",
-        f"{model.native_rate_hz} Hz / {model.stride}",
-        f"{model.rate_hz} Hz",
-    )
-    refuse_unless(
-        len(wire.reply.fields) == wire.reply.width, "reply fields", len(wire.reply.fields), wire.reply.width
-    )
-    refuse_unless(wire.rate_hz == model.rate_hz, "wire and model rates differ", wire.rate_hz, model.rate_hz)
-    refuse_unless(wire.chunk == model.chunk, "wire and model chunks differ", wire.chunk, model.chunk)
-    refuse_unless(
-        len(model.canvas.videos) == len(model.canvas.views),
-        "videos and views",
-        model.canvas.videos,
-        model.canvas.views,
-    )
-    scaled = model.normalizer.method == "scale"
-    refuse_unless(
-        scaled or model.translation_scale == 1.0,
-        "translation scale needs normalizer scale",
-        model.normalizer.method,
-        "scale",
-    )
-    grippers = [block for block in model.blocks if block.kind == "gripper"]
-    refuse_unless(
-        len(wire.reply.grippers) == len(grippers), "reply grippers", len(wire.reply.grippers), len(grippers)
-    )
-    views = {image.name for image in wire.images}
-    refuse_unless(
-        set(model.canvas.views) == views, "canvas views are not the wire's", model.canvas.views, views
-    )
-    for state in wire.states:
-        refuse_unless(
-            len(state.low) == len(state.high) == state.dim, f"{state.name} limits", state.low, state.dim
-        )
-    measured = [state.measures for state in wire.states]
-    for block in model.blocks:
-        wanted = [f"{block.track}.position", f"{block.track}.rotation"] if block.track else [block.name]
-        # Pose targets start at the measured pose, whether or not the model is told it.
-        needed = model.state_row or (wire.reply.form == "pose_targets" and bool(block.track))
-        refuse_unless(
-            not needed or all(name in measured for name in wanted),
-            f"block {block.name!r} is not measured by any state",
-            measured,
-            wanted,
-        )
     from wamserve.embodiments.units import chunk_normalizer  # which reads contracts itself
 
+    name = embodiment.name
+    if name != file_name:
+        raise ContractError(f"{name}: the name is not the file's", seen=name, expected=file_name)
+    require_consistent(name, embodiment.model, embodiment.wire)
     try:
-        chunk_normalizer(model)
+        chunk_normalizer(embodiment.model)
     except CodecError as error:  # another width, or statistics that leave rotations un-scaled
         raise ContractError(f"{name}: {error}") from None
     return embodiment
@@ -204,7 +130,14 @@ def read_stats(normalizer: Normalizer, name: str) -> dict[str, list[float]]:
     """The normalizer's figures: quantity -> one number per dimension. ContractError if the file changed."""
     if not normalizer.stats:
         return {}
-    raw = (HERE / "stats" / normalizer.stats).read_bytes()
+    path = HERE / "stats" / normalizer.stats
+    if not path.is_file():
+        raise ContractError(
+            f"{name}: no stats file {normalizer.stats}",
+            expected=", ".join(sorted(file.name for file in path.parent.glob("*.json"))),
+            fix=f"put it into {path.parent}",
+        )
+    raw = path.read_bytes()
     seen = digest(raw).hexdigest()
     if seen != normalizer.sha256:
         raise ContractError(

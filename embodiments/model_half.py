@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -160,6 +161,20 @@ class ModelHalf:
 
     def track(self, name: str) -> PoseTrack:
         return _named(self.tracks, name, "track")
+
+
+def column_range(spec: str) -> tuple[str, int, int | None]:
+    """The name and numbers that a column spec means: "name" (0, None: all), "name[i]", "name[i:j]"."""
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d+)(?::(\d+))?\])?", spec)
+    if match is None:
+        raise ContractError(f"column {spec!r} is not understood", expected="name, name[i] or name[i:j]")
+    name, first, last = match.groups()
+    if first is None:
+        return name, 0, None
+    start, stop = int(first), int(first) + 1 if last is None else int(last)
+    if stop <= start:
+        raise ContractError(f"column {spec!r} is empty", expected="name[i:j] with i < j")
+    return name, start, stop
 
 
 def _named(items: tuple[Any, ...], name: str, noun: str) -> Any:

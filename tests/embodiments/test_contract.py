@@ -202,6 +202,33 @@ REFUSED = [
         "598978",
     ),
     ('measures = "eef.position"\n', "", "block 'eef' is not measured by any state", "eef.position"),
+    ("chunk = 16", "chunk = 0", "umi: chunk is not positive", "seen: 0"),
+    ("rate_hz = 20", "rate_hz = -20", "umi: rate_hz is not positive", "seen: -20"),
+    ("history = 0", "history = -1", "umi: history is negative", "seen: -1"),
+    ("xyz_wxyz[0:3]", "xyz_wxyz[0:2]", "position of track 'eef' has the wrong width", "3 numbers"),
+    ("xyz_wxyz[3:7]", "xyz_wxyz[7:3]", "is empty", "i < j"),
+    (
+        "low = 0.0, high = 0.0967",
+        "low = 0.0967, high = 0.0",
+        "gripper range is empty",
+        "low 0.0967, high 0.0",
+    ),
+    ('layout = "single"', 'layout = "over_pair"', "layout over_pair has another number of views", "seen: 1"),
+    ("width = 224", "width = 240", "compose to another shape than the canvas", "224 x 240 or the same"),
+    (
+        "[1.0, 0.0, 0.0, 0.0]",
+        "[1.1, 0.0, 0.0, 0.0]",
+        "tool_offset of track 'eef' row 0 is not a rotation",
+        "0.21",
+    ),
+    (
+        'stats = "umi_lerobot_stats.json"',
+        'stats = "mine.json"',
+        "umi: no stats file mine.json",
+        "try: put it into",
+    ),
+    ("index = 7", "index = 8", "reply gripper lies outside the row", "0 .. 7"),
+    ("low = [-10.0,", "low = [10.0,", "eef_pos limits are upside down", "below"),
 ]
 
 
