@@ -4,9 +4,9 @@
 
 Both load one folder of random weights and get DROID's shapes: one 540x640 picture, 32 actions, 4 steps,
 guidance 3, diffusers' own noise, noise levels and prompt, so that their actions can be compared. Calls take
-turns, so that a busy machine is busy for all of them; the medians' ratio is the figure, and processor time stands
-beside wall time, as others may be using the machine. The prompt is cached on our side, as on a robot; the
-picture and the seed change with every call.
+turns, so that a busy machine is busy for all of them; the medians' ratio is the figure, and processor time
+stands beside wall time, as others may be using the machine. The prompt is cached on our side, as on a robot;
+the picture and the seed change with every call.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def versus(
     folder: Path, rounds: int = 5, device: str = "auto", dtype: str = "auto",
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """`rounds` interleaved calls of diffusers, the plain path, the engine, and the engine with Edge's interval.
+    """`rounds` interleaved calls of diffusers, the plain path, the engine, and it with Edge's interval.
 
     Seconds per round, medians, ratios to diffusers, and the largest difference of the actions.
     """
@@ -181,7 +181,8 @@ def print_versus(found: Mapping[str, Any]) -> None:
     )
     parts = found["parts_median_s"]
     print(
-        f"{'':28}{'call s':>9}{'encode s':>10}{'network s':>11}{'x diffusers':>13}{'cpu s':>9}{'x diffusers':>13}"
+        f"{'':28}{'call s':>9}{'encode s':>10}{'network s':>11}{'x diffusers':>13}"
+        f"{'cpu s':>9}{'x diffusers':>13}"
     )
     for name, seconds in found["median_s"].items():
         encode, network = parts[f"{name}: encode"], parts[f"{name}: transformer"]

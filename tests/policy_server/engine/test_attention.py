@@ -1,0 +1,45 @@
+"""Two attentions over disjoint keys, joined by their log-sum-exp, are one attention over all keys."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wamserve.policy_server.engine.attention import MASKED, attend_merged, attend_sliced
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
+def test_merged_and_sliced_equal_attention_over_the_concatenation(heads, groups):
+    torch.manual_seed(0)
+    bucket, own, lengths = 16, 21, (16, 5, 5, 1)
+    rows = len(lengths)
+    query = torch.randn(rows, heads, 13, 8)
+    keys, values = (torch.randn(rows, groups, bucket + own, 8) for _ in range(2))
+    keys[1, :, : bucket - 5] = 100.0  # what is left of an earlier prompt must not be seen
+    bias = torch.full((rows, 1, 1, bucket), MASKED)
+    want = []
+    for row, length in enumerate(lengths):
+        bias[row, ..., bucket - length :] = 0
+        one = slice(row, row + 1)
+        span = slice(bucket - length, None)
+        want.append(
+            F.scaled_dot_product_attention(
+                query[one], keys[one, :, span], values[one, :, span], enable_gqa=True
+            )
+        )
+    expected = torch.cat(want)
+    merged = attend_merged(query, keys, values, bucket, bias)
+    sliced = attend_sliced(query, keys, values, bucket, lengths)
+    torch.testing.assert_close(merged, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(sliced, expected, rtol=0, atol=2e-6)
+
+
+def test_a_prompt_far_stronger_or_weaker_than_generation_survives_the_merge():
+    torch.manual_seed(0)
+    query, keys, values = torch.ones(1, 1, 3, 8), torch.randn(1, 1, 12, 8), torch.randn(1, 1, 12, 8)
+    bias = torch.zeros(1, 1, 1, 4)
+    for shift in (-30.0, 30.0):
+        moved = keys.clone()
+        moved[:, :, :4] += shift
+        want = F.scaled_dot_product_attention(query, moved, values)
+        got = attend_merged(query, moved, values, 4, bias)
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
