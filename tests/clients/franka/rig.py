@@ -120,6 +120,14 @@ class Run:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def ask_arm(question: str, address: str) -> dict:
+    """The answer of arm_scripts.py."""
+    command = [ROBOT_PYTHON, HERE / "arm_scripts.py", question, address]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def start_client(folder: Path, uri: str, address: str, *flags, instruction="follow", typed=("move",)):
     """The client as a person starts it, who types the words of `typed` when asked for them."""
     command = [*ROBOT_WAM, "run", "franka", "--policy", uri, "--robot-ip", address, "--no-dry-run"]

@@ -29,9 +29,19 @@ def path(t):
 
 
 class Scripted:
-    """Absolute joint targets along `path`, each chunk off by up to `jump` rad, the gripper every 4 s."""
+    """Absolute joint targets along `path`, each chunk off by up to `jump` rad, the gripper every 4 s.
 
-    def __init__(self, jump: float = 0.005, delay_s: float = 0.05, embodiment: str = "droid_lerobot") -> None:
+    anchored: from the measured joints on, as a policy that sees them does; the path is then followed in shape.
+    """
+
+    def __init__(
+        self,
+        jump: float = 0.005,
+        delay_s: float = 0.05,
+        embodiment: str = "droid_lerobot",
+        anchored: bool = False,
+    ) -> None:
+        self.anchored = anchored
         self.contract = load(embodiment)
         self.jump, self.delay_s = jump, delay_s
         self._first: dict[str, float] = {}
@@ -60,6 +70,8 @@ class Scripted:
         rng = np.random.default_rng(request.seed)
         t = now - first + np.arange(32) / 15
         joints = path(t) + rng.uniform(-self.jump, self.jump, 7)
+        if self.anchored:
+            joints += np.asarray(request.observation.state["joint_position"]).ravel() - path(t[0])
         if "outlier" in faults:
             joints = joints + 0.35
         if "nan" in faults:

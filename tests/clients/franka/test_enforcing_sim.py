@@ -120,3 +120,12 @@ def test_injected_faults_end_as_the_documents_say(arm, tmp_path, backend):
         assert np.ptp(run.steps()["q"][-60:], axis=0).max() < 0.02
     for name, outcome in outcomes.items():
         print(f"{backend}: {name}: {outcome}", flush=True)
+
+
+def test_after_a_reflex_nothing_moves_until_the_error_is_cleared(arm):
+    """Provoked with an FR3's motions under a Panda's limits, which franky takes for its own defaults."""
+    said = rig.ask_arm("recover", arm)
+    assert said["before"] == "" and "discontinuity" in said["fault"]
+    assert said["needs"].startswith("Reflex")
+    assert not said["moved_unrecovered"] and "Reflex" in said["refused"]
+    assert said["after"] == "" and said["home"] < 0.01

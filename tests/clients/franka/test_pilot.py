@@ -104,10 +104,20 @@ def test_policy_time_is_continuous_and_maps_frames_taken_before_a_change_of_rate
 @pytest.mark.parametrize("drive", [POSITION, IMPEDANCE], ids=["position", "impedance"])
 @pytest.mark.parametrize("seed", range(3))
 def test_adversarial_streams_never_leave_the_limits_and_end_in_a_stop(drive, seed):
+    fly_adversarially(drive, seed, 400 if drive is POSITION else 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_hundred_thousand_adversarial_chunks_through_the_whole_pilot_stay_inside_the_limits():
+    fly_adversarially(POSITION, 100, 100_000, most_steps=2)
+
+
+def fly_adversarially(drive, seed, chunks, most_steps=8):
     rng = np.random.default_rng(seed)
     f = Flight(drive)
     taken = 0
-    for _ in range(400 if drive is POSITION else 60):
+    for _ in range(chunks):
         kind = rng.integers(8)
         here = f.pilot.governor.commanded
         walk = here + np.cumsum(0.08 * rng.standard_normal((32, 7)), axis=0)
@@ -126,7 +136,7 @@ def test_adversarial_streams_never_leave_the_limits_and_end_in_a_stop(drive, see
         if kind == 6:
             chunk = ActionChunk(chunk.actions, float("nan"), PERIOD)
         taken += f.pilot.offer(chunk) is None
-        for _ in range(int(rng.integers(1, 8)) * (1 if drive is POSITION else 8)):
+        for _ in range(int(rng.integers(1, most_steps)) * (1 if drive is POSITION else 8)):
             f.step()
     assert taken >= 5
     assert_commands_inside(f)

@@ -97,6 +97,25 @@ def test_faults_of_the_policy_are_refused_or_rested_through_without_a_reflex(arm
     assert np.abs(np.diff(steps["command"], axis=0)).max() <= 0.1
 
 
+@pytest.mark.parametrize("backend", ["position", "impedance"])
+def test_a_server_that_stalls_past_its_chunk_rests_the_arm_which_then_goes_on(arm, tmp_path, backend):
+    """3.5 s without an answer: the chunk's 2.1 s are played, the arm rests, and the next chunk moves it again."""
+    wrong = json.dumps({"long": [3.0]})
+    with rig.policy_server(tmp_path, anchored=True, jump=0.0) as (uri, _server):
+        flags = ["--home", "--seconds", "14", "--backend", backend]
+        run = rig.finish(rig.start_client(tmp_path, uri, arm, *flags, instruction=wrong), tmp_path, 60)
+    assert run.code == 0, run.output
+    assert not run.of_kind("fault")
+    steps = run.steps()
+    rested = np.flatnonzero(steps["state"] == "resting")
+    assert 0.3 < np.ptp(steps["time"][rested]) < 3.0
+    after = steps["state"][rested[-1] + 1 :]
+    assert (after == "playing").mean() > 0.9 and len(after) > 30
+    still = steps["q"][rested[len(rested) // 2 :]]
+    assert np.ptp(still, axis=0).max() < 5e-3
+    assert np.ptp(steps["q"][rested[-1] :, 6]) > 0.02  # it moves again
+
+
 def test_the_impedance_backend_follows_too(arm, tmp_path, record_property):
     with rig.policy_server(tmp_path) as (uri, _server):
         client = rig.start_client(tmp_path, uri, arm, "--home", "--seconds", "15", "--backend", "impedance")
@@ -124,6 +143,10 @@ def test_pixels_close_the_loop_through_server_franky_and_simulator(arm, tmp_path
     assert abs(steps["q"][0, 0]) < 0.01
     assert steps["q"][-1, 0] == pytest.approx(0.3805, abs=0.03)
     assert steps["gripper"][0] > 0.4 and steps["gripper"][-1] < 0.1
+
+
+def test_the_contracts_kinematics_are_those_of_the_arms_own_model(arm):
+    assert rig.ask_arm("flange", arm)["worst"] < 1e-9
 
 
 def test_a_key_stops_the_arm_at_once_and_gently(arm, tmp_path):
