@@ -73,6 +73,15 @@ def chunk_starts(embodiment: Embodiment, length: int, hop: int = 1) -> range:
     return range(model.history, length - model.chunk - reach(embodiment) + 1, hop)
 
 
+def columns_read(embodiment: Embodiment) -> dict[str, str]:
+    """Dataset columns that action rows are made of: name -> what each gives, "poses" or "numbers"."""
+    model = embodiment.model
+    read = {"poses": [t.rotation for t in model.tracks if t.rotation_format == "matrix"]}
+    read["numbers"] = [spec for t in model.tracks for spec in (t.position, t.rotation)]
+    read["numbers"] += [b.gripper_source.column if b.gripper_source else b.column for b in model.blocks]
+    return {column_range(spec)[0]: kind for kind in ("numbers", "poses") for spec in read[kind] if spec}
+
+
 def reach(embodiment: Embodiment) -> int:
     """Rows past a chunk's last that its numbers are read from: 1 for deltas and for states at t + 1."""
     layout = embodiment.model.layout
@@ -260,6 +269,8 @@ def _gripper(block: Block, source: GripperValue | None, columns: Columns) -> Arr
 def _source_pose(track: PoseTrack, columns: Columns) -> Array:
     values = column_of(columns, track.rotation)
     if track.rotation_format == "matrix":
+        if values.ndim == 2 and values.shape[1] == 16:  # parquet keeps a matrix as one row of numbers
+            values = values.reshape(-1, 4, 4)
         return se3.require_pose(values, f"column {track.rotation!r}")
     form = rotations.rotation_form(track.rotation_format)
     values = checked(f"column {track.rotation!r} ({track.rotation_format})", values, form.width)

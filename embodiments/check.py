@@ -11,22 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from wamserve.action_codec.arrays import Array, checked
-from wamserve.action_codec.errors import ContractError
+from wamserve.action_codec.errors import CodecError, ContractError
 from wamserve.action_codec.gripper import open_fraction_from_gripper
 from wamserve.embodiments import episodes
-from wamserve.embodiments.adapters import Encoded, chunk_starts, column_of, encode
-from wamserve.embodiments.contract import Block, Embodiment, GripperValue, ModelHalf
+from wamserve.embodiments.adapters import Encoded, chunk_starts, column_of, columns_read, encode
+from wamserve.embodiments.contract import Block, Embodiment, GripperValue, ModelHalf, load, names
 from wamserve.embodiments.episodes import Episode, Recording
 from wamserve.embodiments.units import chunk_normalizer
 
 QUANTILES = ("quantile", "quantile_rot")
+FEWEST_ROWS = 8  # of which a percentile says something
 
 
 @dataclass(frozen=True)
 class Finding:
     """One suspicion, and what would settle it."""
 
-    name: str  # rate, scale, model_space, gripper_range, gripper_polarity, approach, crossing, short, joints
+    # rate, crossing, short, poses, scale, approach, gripper_range, gripper_polarity, joints, model_space
+    name: str
     what: str
     seen: str
     expected: str
@@ -56,12 +58,25 @@ def check_recording(recording: Recording, embodiment: Embodiment) -> list[Findin
                 "a longer episode; chunks are never padded or continued into the next",
             )
         )
-    encoded = encode(embodiment, episode.columns)
-    found += _scale(encoded, model)
-    found += _approach(encoded, model)
+    absent = _absent_columns(recording, embodiment)
     for block in model.blocks:
         if block.gripper is not None:
             found += _gripper(block, episode)
+    if absent:
+        found.append(
+            Finding(
+                "poses",
+                f"{', '.join(absent)}: poses that the data set does not hold; motion was not checked",
+                ", ".join(recording.columns),
+                "[T, 4, 4], from forward kinematics or a tracker of your own",
+                "add them as columns of 16 numbers, row by row, or call embodiments.adapters.encode",
+            )
+        )
+        return found
+    encoded = encode(embodiment, episode.columns)
+    if len(encoded.raw) >= FEWEST_ROWS:
+        found += _scale(encoded, model)
+    found += _approach(encoded, model)
     return found + list(_joints(embodiment, encoded))
 
 
@@ -99,6 +114,28 @@ def check_path(path: Path, embodiment: Embodiment, episode: int | None = None) -
             raise ContractError(f"{path} is no list of action rows: {error}") from None
         return check_model_actions(rows, embodiment)
     return check_recording(episodes.read(path, episode), embodiment)
+
+
+def _absent_columns(recording: Recording, embodiment: Embodiment) -> list[str]:
+    """Pose columns the recording lacks; CodecError where numbers lack, naming contracts that would fit."""
+    read = columns_read(embodiment)
+    absent = [name for name in read if name not in recording.columns]
+    for name in absent:
+        if read[name] == "poses":
+            continue
+        fitting = [
+            other
+            for other in names()
+            if load(other).model.native_rate_hz == recording.rate_hz
+            and all(column in recording.columns for column in columns_read(load(other)))
+        ]
+        raise CodecError(
+            f"column {name!r} is missing",
+            seen=", ".join(recording.columns),
+            expected=", ".join(read),
+            fix=" or ".join(f"--embodiment {other}" for other in fitting) or None,
+        )
+    return absent
 
 
 def _rows_of_one_episode(recording: Recording) -> Iterator[Finding]:

@@ -55,18 +55,20 @@ def read(path: Path | str, index: int | None = None) -> Recording:
     ContractError for a folder without meta/info.json, a rate that is no whole number, an absent episode.
     """
     root = _root(Path(path))
-    info = json.loads((root / "meta" / "info.json").read_text())
+    try:
+        info = json.loads((root / "meta" / "info.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ContractError(f"{root / 'meta' / 'info.json'} is not JSON: {error}") from None
     rate = whole_rate(info.get("fps"), str(root))
     files = [Path(path)] if Path(path).is_file() else sorted((root / "data").rglob("*.parquet"))
-    table, chosen = _rows_of_episode(files, index)
+    table, chosen = _rows_of_episode(root, files, index)
     columns: dict[str, Array] = {}
     for name in table.column_names:
-        values = _numbers(table[name].combine_chunks())
+        values = _numbers(name, table[name].combine_chunks())
         if values is not None:
             columns[name] = values
-    missing = [name for name in ("timestamp", "episode_index") if name not in columns]
-    if missing:
-        raise ContractError(f"{root} has no column {missing[0]!r}", seen=", ".join(columns))
+    if "timestamp" not in columns:
+        raise ContractError(f"{root} has no column 'timestamp'", seen=", ".join(columns))
     videos = tuple(
         key for key, feature in info.get("features", {}).items() if feature.get("dtype") == "video"
     )
@@ -87,10 +89,11 @@ def read(path: Path | str, index: int | None = None) -> Recording:
 
 def whole_rate(rate: Any, where: str) -> int:
     """Rows per second as a whole number; ContractError for 29.97 and for nothing at all."""
-    if not isinstance(rate, (int, float)) or rate <= 0 or rate != int(rate):
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if not number or rate <= 0 or not float(rate).is_integer():
         raise ContractError(
             f"{where}: the rate is no whole number of rows per second",
-            seen=rate,
+            seen="no fps" if rate is None else rate,
             expected="an integer fps in meta/info.json",
             fix="resample the data set; a model is told its rate as an integer",
         )
@@ -132,7 +135,7 @@ def _root(path: Path) -> Path:
     )
 
 
-def _rows_of_episode(files: list[Path], index: int | None) -> tuple[Any, int]:
+def _rows_of_episode(root: Path, files: list[Path], index: int | None) -> tuple[Any, int]:
     """The rows of one episode and its number, from whichever files hold them."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -141,16 +144,22 @@ def _rows_of_episode(files: list[Path], index: int | None) -> tuple[Any, int]:
     known: list[int] = []
     parts = []
     for file in files:
+        try:
+            columns = pq.read_schema(file).names
+        except pa.ArrowInvalid as error:
+            raise ContractError(f"{file} is not parquet: {error}") from None
+        if "episode_index" not in columns:
+            raise ContractError(f"{file} has no column 'episode_index'", seen=", ".join(columns))
         present = pc.unique(pq.read_table(file, columns=["episode_index"])["episode_index"]).to_pylist()
         known += present
         if index is None and present:
             index = min(present)
         if index in present:
             parts.append(pq.read_table(file, filters=[("episode_index", "=", index)]))
+    if not known:
+        raise ContractError(f"{root} holds no rows", seen=f"{len(files)} files data/**/*.parquet")
     if not parts or index is None:
-        raise ContractError(
-            f"no episode {index}", seen=f"episodes {min(known)} .. {max(known)}" if known else "no episodes"
-        )
+        raise ContractError(f"no episode {index}", seen=f"episodes {min(known)} .. {max(known)}")
     return pa.concat_tables(parts), index
 
 
@@ -170,7 +179,7 @@ def _declared_rows(root: Path, index: int) -> int | None:
     return None
 
 
-def _numbers(column: Any) -> Array | None:
+def _numbers(name: str, column: Any) -> Array | None:
     """A parquet column as float64 [T, ...]; None for text."""
     import pyarrow as pa
 
@@ -185,6 +194,7 @@ def _numbers(column: Any) -> Array | None:
         return values
     if rows == 0 or len(values) % rows:
         raise ContractError(
-            "a column has rows of different lengths", seen=f"{len(values)} numbers in {rows} rows"
+            f"column {name!r} has rows of different lengths, or empty ones",
+            seen=f"{len(values)} numbers in {rows} rows",
         )
     return values.reshape(rows, -1)

@@ -253,6 +253,70 @@ def test_columns_of_another_robot_are_refused_by_name(shared):
         check_recording(recorded(shared, "umi"), load("bridge_orig_lerobot"))
 
 
+def test_contracts_that_would_fit_are_named(shared):
+    with pytest.raises(CodecError, match=r"try: --embodiment bridge_orig_lerobot$"):
+        check_recording(recorded(shared, "bridge_orig_lerobot"), load("umi"))
+
+
+def test_poses_that_the_data_set_lacks_are_asked_for_and_the_rest_is_checked(shared):
+    recording, embodiment = recorded(shared, "robomind-franka"), load("robomind-ur")
+    grip, poses = check_recording(recording, embodiment)
+    assert poses.name == "poses" and poses.what.startswith("body.attachment_site: poses that")
+    # The Franka's seventh joint stands where this robot has its gripper.
+    assert grip.name == "gripper_range" and grip.seen == "-0.112 .. 0.835"
+
+
+def test_poses_stored_as_sixteen_numbers_are_read(shared):
+    embodiment, rows = load("robomind-ur"), 40
+    poses = np.tile(np.eye(4), (rows, 1, 1))
+    poses[:, 0, 3] = 0.01 * np.arange(rows)
+    columns = {"actions.joint_position": np.zeros((rows, 7))}
+    flat = encode(embodiment, {**columns, "body.attachment_site": poses.reshape(rows, 16)})
+    whole = encode(embodiment, {**columns, "body.attachment_site": poses})
+    np.testing.assert_array_equal(flat.raw.values, whole.raw.values)
+
+
+@pytest.mark.parametrize("rate", [None, True, 0, -15, "15", float("nan"), float("inf"), 29.97])
+def test_a_rate_that_is_no_whole_number_is_refused(rate):
+    with pytest.raises(ContractError, match="the rate is no whole number of rows per second; seen: "):
+        episodes.whole_rate(rate, "here")
+
+
+SPOILT = [
+    ("meta/info.json", b"{", r"info\.json is not JSON"),
+    ("data/chunk-000/file-000.parquet", b"hello", r"file-000\.parquet is not parquet"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "message"), SPOILT, ids=["info", "parquet"])
+def test_a_spoilt_file_is_named(shared, tmp_path, file, content, message):
+    root = copied(shared, tmp_path, "bridge_orig_lerobot")
+    (root / file).write_bytes(content)
+    with pytest.raises(ContractError, match=message):
+        episodes.read(root)
+
+
+def test_tables_that_are_no_episodes_are_refused_by_what_they_lack(shared, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = copied(shared, tmp_path, "bridge_orig_lerobot")
+    path = root / "data" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(path)
+    ragged = table["action"].to_pylist()
+    ragged[3] = ragged[3][:5]
+    ragged = table.set_column(table.schema.get_field_index("action"), "action", pa.array(ragged))
+    for spoilt, message in (
+        (table.slice(0, 0), "holds no rows; seen: 1 files"),
+        (table.drop_columns(["episode_index"]), "has no column 'episode_index'"),
+        (table.drop_columns(["timestamp"]), "has no column 'timestamp'"),
+        (ragged, "column 'action' has rows of different lengths"),
+    ):
+        pq.write_table(spoilt, path)
+        with pytest.raises(ContractError, match=message):
+            episodes.read(root)
+
+
 def test_the_normalizer_without_its_clamp_is_what_scales_are_judged_by(shared):
     embodiment = load("droid_lerobot_midtrain")
     recording = recorded(shared, "droid_lerobot_midtrain")
