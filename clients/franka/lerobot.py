@@ -76,9 +76,7 @@ def write_lerobot(
         "task_index": zero,
     }
     everything: dict[str, np.ndarray] = {**columns, **index}
-    table = {
-        name: pa.array(values if values.ndim == 1 else [*values]) for name, values in everything.items()
-    }
+    table = {name: pa.array(values if values.ndim == 1 else [*values]) for name, values in everything.items()}
     meta = folder / "meta"
     (meta / "episodes" / "chunk-000").mkdir(parents=True)
     (folder / "data" / "chunk-000").mkdir(parents=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from wamserve.action_codec.errors import PolicyLate, WamError
+from wamserve.action_codec.errors import ContractError, PolicyLate, WamError
 from wamserve.clients.check import check_image
 from wamserve.clients.client import PolicyClient
 from wamserve.clients.franka.cameras import Camera, SimulatorCamera, camera_named
@@ -75,6 +75,7 @@ class Trouble:
 
     text: str
     time: float
+    fatal: bool = False  # trying again would not help
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ class NetworkLoop:
             try:
                 self._question(oldest)
                 next_ask = started + self.plan.replan_rows * period
+            except ContractError:
+                raise
             except WamError as error:
                 self._tell(Trouble(str(error), time.monotonic()))
                 if isinstance(error, PolicyLate):
@@ -158,6 +161,8 @@ class NetworkLoop:
                 assert hello is not None
                 self._tell(Ready(hello.server, hello.period, hello.max_prefix_rows))
                 return
+            except ContractError:  # two ends that mean different robots
+                raise
             except WamError as error:
                 self._tell(Trouble(str(error), time.monotonic()))
                 self._read_messages(0.5)
@@ -248,7 +253,7 @@ def run_network(plan: NetworkPlan, pipe: Connection) -> None:
         loop = NetworkLoop(plan, pipe)
         loop.run()
     except Exception as error:
-        pipe.send(Trouble(f"{type(error).__name__}: {error}", time.monotonic()))
+        pipe.send(Trouble(f"{type(error).__name__}: {error}", time.monotonic(), fatal=True))
         raise SystemExit(1) from None
     finally:
         if loop is not None:

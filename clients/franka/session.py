@@ -83,6 +83,7 @@ class ArmSession:
         self._round_trips: list[float] = []
         self._trouble = ""
         self._heard_network = True
+        self._step_times: deque[float] = deque(maxlen=30)
         self._pose_due = 0.0
         self._clamped = self._refused = 0
 
@@ -200,6 +201,8 @@ class ArmSession:
         elif isinstance(message, Trouble):
             self._trouble = message.text
             self.recorder.event("trouble", text=message.text)
+            if message.fatal:
+                self.pilot.stop(Alarm("stop", "network", 0.0, 0.0, message.text))
 
     def _tell(self, message: object) -> None:
         if self._heard_network:
@@ -220,6 +223,7 @@ class ArmSession:
         return q.astype(np.float32)
 
     def _note(self, state: ArmState, decision: Decision) -> None:
+        self._step_times.append(self.pilot.clock())
         nothing = np.full(7, np.nan)
         self.recorder.step(
             {
@@ -261,7 +265,7 @@ class ArmSession:
         now = self.pilot.clock()
         return Status(
             state=decision.state,
-            rate_hz=1.0 / self.arm.drive.period * self.pilot.policy_clock.rate,
+            rate_hz=self._rate(),
             chunk=decision.chunk,
             row=decision.row,
             age=decision.age,
@@ -274,6 +278,11 @@ class ArmSession:
             gripper=self.gripper.opening,
             trouble=self._trouble,
         )
+
+    def _rate(self) -> float:
+        """Control steps per second, of the last few."""
+        times = self._step_times
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
     def _fault(self, error: Exception) -> None:
         self.pilot.stop(Alarm("stop", "backend", 0.0, 0.0, str(error)))

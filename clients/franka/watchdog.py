@@ -49,6 +49,7 @@ class Alarm:
         "speed",
         "connection",
         "backend",
+        "network",
         "operator",
     ]
     value: float

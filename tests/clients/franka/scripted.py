@@ -31,7 +31,7 @@ def path(t):
 class Scripted:
     """Absolute joint targets along `path`, each chunk off by up to `jump` rad, the gripper every 4 s.
 
-    anchored: from the measured joints on, as a policy that sees them does; the path is then followed in shape.
+    anchored: from the measured joints on, as a policy that sees them does; which follows the path in shape.
     """
 
     def __init__(

@@ -99,7 +99,7 @@ def test_faults_of_the_policy_are_refused_or_rested_through_without_a_reflex(arm
 
 @pytest.mark.parametrize("backend", ["position", "impedance"])
 def test_a_server_that_stalls_past_its_chunk_rests_the_arm_which_then_goes_on(arm, tmp_path, backend):
-    """3.5 s without an answer: the chunk's 2.1 s are played, the arm rests, and the next chunk moves it again."""
+    """3.5 s without an answer: the chunk's 2.1 s are played, the arm rests, the next chunk moves it again."""
     wrong = json.dumps({"long": [3.0]})
     with rig.policy_server(tmp_path, anchored=True, jump=0.0) as (uri, _server):
         flags = ["--home", "--seconds", "14", "--backend", backend]
@@ -118,7 +118,7 @@ def test_a_server_that_stalls_past_its_chunk_rests_the_arm_which_then_goes_on(ar
 
 def test_the_impedance_backend_follows_too(arm, tmp_path, record_property):
     with rig.policy_server(tmp_path) as (uri, _server):
-        client = rig.start_client(tmp_path, uri, arm, "--home", "--seconds", "15", "--backend", "impedance")
+        client = rig.start_client(tmp_path, uri, arm, "--home", "--seconds", "10", "--backend", "impedance")
         run = rig.finish(client, tmp_path, 60)
     show(record_property, "impedance 15 s", run)
     assert run.code == 0, run.output
@@ -132,7 +132,7 @@ def test_the_impedance_backend_follows_too(arm, tmp_path, record_property):
 def test_pixels_close_the_loop_through_server_franky_and_simulator(arm, tmp_path, record_property):
     """The simulated arm is mirrored into a rendered scene, whose pictures are what the policy steers by."""
     cameras = ["wrist=sim:twin:wrist", "exterior_1=sim:twin:front", "exterior_2=sim:twin:side"]
-    flags = ["--home", "--seconds", "25", "--gripper", "franka", "--replan-rows", "4", "--cameras", *cameras]
+    flags = ["--home", "--seconds", "20", "--gripper", "franka", "--replan-rows", "4", "--cameras", *cameras]
     with rig.policy_server(tmp_path, factory="PixelServo") as (uri, _server):
         run = rig.finish(rig.start_client(tmp_path, uri, arm, *flags), tmp_path, 90)
     show(record_property, "twin", run)

@@ -45,6 +45,17 @@ def test_a_dry_run_plays_chunks_and_leaves_a_record(tmp_path, backend):
     assert info["fps"] == 15 and 60 <= info["total_frames"] <= 80
 
 
+@pytest.mark.timeout(120)
+def test_a_server_of_another_robot_ends_the_run_and_says_what_differs(tmp_path):
+    with rig.policy_server(tmp_path, embodiment="panda_joint") as (uri, _server):
+        command = [*rig.WAM, "run", "franka", "--policy", uri, "--instruction", "follow", "--seconds", "20"]
+        command += ["--record", str(tmp_path / "run")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=rig.ROOT, stdin=subprocess.DEVNULL)
+    run = rig.Run(done.returncode, done.stdout + done.stderr, tmp_path / "run")
+    assert run.code == 1 and run.report["seconds"] < 10
+    assert run.report["stopped_by"].startswith("network: stop ContractError")
+
+
 def options(**changes):
     return runs.FrankaOptions(**{"policy": "ws://127.0.0.1:1", "instruction": "x", **changes})
 
