@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +15,7 @@ from tyro.conf import Positional, arg
 
 from wamserve.action_codec.errors import RequestError
 from wamserve.clients.policy import Mode, Observation, Prediction, Request
-from wamserve.policy_server.progress import Progress, progress_bar
+from wamserve.policy_server.progress import progress_bar, stage_bar
 
 Space = Literal["raw", "model"]
 
@@ -53,7 +51,8 @@ def infer(
     dtype: str = "auto",
 ) -> int:
     """Answer one policy, forward-dynamics or inverse-dynamics request from files."""
-    policy = _load(checkpoint, embodiment, card, random_weights, device, dtype)
+    folder_for(out)
+    policy = _load(checkpoint, embodiment, card, random_weights, mode, device, dtype)
     request = _request(
         policy,
         mode,
@@ -95,8 +94,8 @@ def parity(
     from wamserve.policy_server.world_model.checkpoint import open_checkpoint
     from wamserve.policy_server.world_model.text import load_tokenizer
 
-    with _stages() as say:
-        opened = open_checkpoint(checkpoint)
+    with stage_bar() as say:
+        opened = open_checkpoint(checkpoint, lambda done, total: say("download", done / max(total, 1)))
         recorded = None if against == "diffusers" else read_call(Path(against), opened.config)
         place, kind = pick_device(device), pick_dtype(dtype, device)
         network = load_network(opened, place, kind, say)
@@ -122,6 +121,15 @@ def parity(
     return 0 if passed else 1
 
 
+def folder_for(out: Path) -> Path:
+    """The folder of the answer, made now: hours of sampling should not end at a path that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"no folder can be made at {out}", seen=str(error), fix="another --out") from error
+    return out
+
+
 def save(policy: WorldActionPolicy, request: Request, prediction: Prediction, out: Path) -> list[Path]:
     """The answer as files, with everything needed to ask again."""
     from wamserve.policy_server.media import write_actions, write_video
@@ -144,8 +152,7 @@ def save(policy: WorldActionPolicy, request: Request, prediction: Prediction, ou
         )
     if prediction.video is not None:
         files.append(write_video(out / "video.mp4", prediction.video, model.rate_hz))
-    out.mkdir(parents=True, exist_ok=True)
-    record = out / "request.json"
+    record = folder_for(out) / "request.json"
     sampling = asdict(policy.card.requested(request))
     ledger = asdict(prediction.ledger)
     record.write_text(
@@ -179,6 +186,14 @@ def _request(
             seen=", ".join(f"--{s}" for s in sources) or "none",
             expected="--image, --video or --episode",
         )
+    if mode == "id" and image:
+        raise RequestError(
+            "inverse dynamics reads a whole clip",
+            seen="--image",
+            expected=f"--video or --episode, {contract.model.chunk + 1} frames",
+        )
+    if mode == "policy" and not (instruction.strip() or contract.model.instruction):
+        raise RequestError("a policy needs a task", fix="--instruction 'Put the banana in the bowl'")
     frames: np.ndarray | None = None
     rows = _actions(policy, actions, actions_in)
     if episode is not None:
@@ -245,24 +260,21 @@ def _pairs(option: str, words: tuple[str, ...]) -> dict[str, str]:
 
 
 def _load(
-    checkpoint: str, embodiment: str | None, card: str | None, random_weights: bool, device: str, dtype: str
+    checkpoint: str,
+    embodiment: str | None,
+    card: str | None,
+    random_weights: bool,
+    mode: Mode,
+    device: str,
+    dtype: str,
 ) -> WorldActionPolicy:
     from wamserve.policy_server.load import load_policy, random_policy
 
-    with _stages() as say:
+    with stage_bar() as say:
         if random_weights:
             return random_policy(
                 checkpoint, embodiment or "droid_lerobot", device=device, dtype=dtype, progress=say
             )
-        return load_policy(checkpoint, embodiment, device=device, dtype=dtype, card=card, progress=say)
-
-
-@contextmanager
-def _stages() -> Iterator[Any]:
-    """A bar for loading, fed with (stage, fraction)."""
-    with progress_bar("load") as bar:
-        yield _percent(bar)
-
-
-def _percent(bar: Progress) -> Any:
-    return lambda stage, fraction: bar(int(1000 * fraction), 1000)
+        return load_policy(
+            checkpoint, embodiment, mode=mode, device=device, dtype=dtype, card=card, progress=say
+        )

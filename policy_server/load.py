@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from wamserve.action_codec.errors import CheckpointError
+from wamserve.clients.policy import Mode
 from wamserve.embodiments.contract import Embodiment, load, load_file
 from wamserve.policy_server.card import PolicyCard, find_card
 from wamserve.policy_server.policy import WorldActionPolicy
+from wamserve.policy_server.progress import Stages
 from wamserve.policy_server.runner import Runner
 from wamserve.policy_server.world_model.checkpoint import (
     Checkpoint,
@@ -25,7 +27,6 @@ from wamserve.policy_server.world_model.network import WorldModel
 from wamserve.policy_server.world_model.text import load_tokenizer
 from wamserve.policy_server.world_model.vae import VideoVAE
 
-Stages = Callable[[str, float], None]  # (stage, fraction of it)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,6 +34,7 @@ def load_policy(
     checkpoint: str | Path,
     embodiment: str | None = None,
     *,
+    mode: Mode | None = None,
     device: str = "auto",
     dtype: str = "auto",
     card: str | None = None,
@@ -46,9 +48,10 @@ def load_policy(
     """A policy from a folder or a Hub id `org/name[@revision]`.
 
     embodiment: a contract's name or TOML file; the card's only one by default. card: a card file or the name
-    of a shipped card, by default the one beside the weights. device: "auto" is CUDA where there is one.
-    dtype: fp32, bf16, fp16; "auto" is bf16 on CUDA and fp32 on a CPU. engine: fields of `EngineOptions`, {}
-    for its defaults; None runs the plain path.
+    of a shipped card, by default the one beside the weights. mode: one the card does not have is refused
+    before the weights are read. device: "auto" is CUDA where there is one. dtype: fp32, bf16, fp16; "auto" is
+    bf16 on CUDA and fp32 on a CPU. engine: fields of `EngineOptions`, {} for its defaults; None runs the
+    plain path.
 
     Raises CheckpointError or ContractError before any forward pass.
     """
@@ -57,11 +60,13 @@ def load_policy(
     found = find_card(opened.folder, opened.source, card)
     name = embodiment or found.default_embodiment()
     contract = load_file(name) if name.endswith(".toml") else load(name)
+    if mode is not None:
+        found.check_use(contract, mode)
     check_card(opened, found, contract)
     tokenizer = load_tokenizer(opened.tokenizer_folder, opened.config.vocab_size)
     place, kind = pick_device(device), pick_dtype(dtype, device)
-    network = load_network(opened, place, kind, say)
     vae = load_vae(opened, place, kind)
+    network = load_network(opened, place, kind, say)
     sha = ""
     if hash_weights or found.weights_sha256:
         sha = weights_hash(opened, progress=lambda done, total: say("hash", done / max(total, 1)))
@@ -134,7 +139,13 @@ def load_vae(opened: Checkpoint, device: torch.device, dtype: torch.dtype) -> Vi
 
     folder = opened.vae_folder
     try:
-        vae = AutoencoderKLWan.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        vae, report = AutoencoderKLWan.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(
+                f"{len(report['missing_keys'])} weights missing, e.g. {min(report['missing_keys'])}"
+            )
     except Exception as error:  # diffusers and safetensors raise whatever they meet
         raise CheckpointError(
             f"no VAE can be read from {folder}",
@@ -150,7 +161,13 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise CheckpointError("no CUDA device here", seen=name, expected="cpu", fix="--device cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda") or (device.index or 0) >= max(torch.cuda.device_count(), 1):
+        raise CheckpointError(f"no device {name!r} here", expected="auto, cpu, cuda or cuda:N")
+    return device
 
 
 def pick_dtype(name: str, device: str) -> torch.dtype:

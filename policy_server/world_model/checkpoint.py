@@ -62,7 +62,7 @@ class Checkpoint:
     def scheduler(self) -> Mapping[str, Any]:
         """scheduler/scheduler_config.json, empty if the checkpoint has none."""
         file = self.folder / "scheduler" / "scheduler_config.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return _read_json(file) if file.is_file() else {}
 
     def part(self, name: str, marker: str) -> Path:
         """A sub-folder that must be there. Raises CheckpointError."""
@@ -133,9 +133,12 @@ def _read_json(file: Path) -> dict[str, Any]:
             expected="diffusers layout: model_index.json, transformer/, vae/, text_tokenizer/, scheduler/",
         )
     try:
-        return json.loads(file.read_text())
+        read = json.loads(file.read_text())
     except ValueError as error:
         raise CheckpointError(f"{file} is not JSON", seen=str(error)) from error
+    if not isinstance(read, dict):
+        raise CheckpointError(f"{file} is no JSON object", seen=type(read).__name__, expected="{...}")
+    return read
 
 
 def check_fit(
@@ -150,7 +153,7 @@ def check_fit(
             for name, shape in expected.items()
             if name in stored and stored[name].shape != tuple(shape)
         ],
-        "not floating point": [
+        "in a format that is not read (F32, BF16, F16 and F64 are)": [
             f"{_origin(name, stored[name])} is {stored[name].dtype}"
             for name in expected
             if name in stored and stored[name].dtype not in ("F32", "BF16", "F16", "F64")

@@ -21,6 +21,9 @@ IGNORED_KEYS = {
 }  # fmt: skip
 
 
+NUMBERS: dict[Any, tuple[type, ...]] = {"int": (int,), "float": (int, float)}  # by declared type
+
+
 @dataclass(frozen=True)
 class WorldModelConfig:
     """Sizes of the network, named as in the diffusers `transformer/config.json`."""
@@ -58,6 +61,11 @@ class WorldModelConfig:
             if not ok:
                 raise CheckpointError(f"transformer config: {what}", seen=seen, expected=expected)
 
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in NUMBERS:
+                ok = type(value) in NUMBERS[field.type] and value > 0
+                need(ok, f"{field.name} is no size", repr(value), f"{field.type} > 0")
         need(self.hidden_act in ("silu", "relu2"), "unknown hidden_act", self.hidden_act, "silu or relu2")
         need(self.action_gen, "this checkpoint has no action heads", "action_gen false", "action_gen true")
         need(self.enable_fps_modulation, "positions without frame rate are not served", False, True)
@@ -115,6 +123,10 @@ class WorldModelConfig:
             values["rope_axes_dim"] = raw["rope_scaling"].get("mrope_section", (24, 20, 20))
         if "rope_axes_dim" in values:
             values["rope_axes_dim"] = tuple(values["rope_axes_dim"])
+        for field in fields(cls):  # JSON may say 24.0
+            value = values.get(field.name)
+            if field.type == "int" and isinstance(value, float) and value.is_integer():
+                values[field.name] = int(value)
         required = {
             "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "vocab_size",

@@ -135,7 +135,20 @@ def test_mistakes_are_one_line_and_exit_code_1(infer, tmp_path, capsys):
         (("policy", "pusht", "--video", film, "--image", film), "seen: --image, --video"),
         (("policy", "pusht", "--video", film, "--instruction", "x"), "state 'agent_pos' is missing"),
         (("id", "pusht", "--video", film, "--start", 30), "is too short"),
-        (("policy", "pusht", "--image", tmp_path / "none.png"), "no picture can be read from"),
+        (("policy", "pusht", "--image", film), "a policy needs a task; try: --instruction"),
+        (
+            ("policy", "pusht", "--image", tmp_path / "none.png", "--instruction", "x"),
+            "no picture can be read",
+        ),
+        (
+            ("id", "pusht", "--image", film),
+            "reads a whole clip; seen: --image; expected: --video or --episode, 17",
+        ),
+        (("id", "pusht", "--video", film, "--out", film), "no folder can be made at"),
+        (
+            ("id", "pusht", "--video", film, "--device", "gpu"),
+            "no device 'gpu' here; expected: auto, cpu, cuda",
+        ),
         (("policy", "pushed", "--video", film), "no embodiment 'pushed'"),
         (("fd", "pusht", "--video", film, "--actions", film), "no actions can be read"),
     ]

@@ -279,6 +279,8 @@ def test_a_checkpoint_without_a_card_is_not_served_on_a_guess(folder):
 def test_a_base_checkpoint_serves_dynamics_and_refuses_to_be_a_policy(folder):
     with pytest.raises(CheckpointError, match="never trained for droid_lerobot as a policy"):
         load_policy(folder, "droid_lerobot", card="nvidia/Cosmos3-Nano")
+    with pytest.raises(CheckpointError, match="never trained for bridge_orig_lerobot as a policy"):
+        load_policy(folder, "bridge_orig_lerobot", card="nvidia/Cosmos3-Nano", mode="policy")
     served = load_policy(folder, "bridge_orig_lerobot", card="nvidia/Cosmos3-Nano")
     assert served.describe()["modes"] == ["fd", "id"]
     with pytest.raises(CheckpointError, match="never trained for bridge_orig_lerobot as a policy"):
@@ -300,6 +302,8 @@ def test_a_head_left_as_initialised_is_refused_whatever_the_card_says(folder, tm
 
 
 def test_a_damaged_vae_or_tokenizer_is_refused_before_the_first_forward(tmp_path):
+    from safetensors.torch import load_file, save_file
+
     copy = write_random_checkpoint(tmp_path / "damaged", "tiny-edge")
     file = copy / "vae" / "diffusion_pytorch_model.safetensors"
     whole = file.read_bytes()
@@ -308,6 +312,12 @@ def test_a_damaged_vae_or_tokenizer_is_refused_before_the_first_forward(tmp_path
         load_policy(copy, "pusht", card="random-weights")
     file.unlink()
     with pytest.raises(CheckpointError, match=r"no VAE can be read from .*vae"):
+        load_policy(copy, "pusht", card="random-weights")
+    file.write_bytes(whole)
+    weights = load_file(file)
+    weights.pop("decoder.conv_out.weight")
+    save_file(weights, file)
+    with pytest.raises(CheckpointError, match=r"1 weights missing, e\.g\. decoder\.conv_out\.weight"):
         load_policy(copy, "pusht", card="random-weights")
     (copy / "text_tokenizer" / "tokenizer_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no text_tokenizer/tokenizer_config\.json"):

@@ -59,11 +59,19 @@ def test_presets_have_the_published_sizes(name, expected):
         (dict(enable_fps_modulation=False), "positions without frame rate"),
         (dict(quantization_config={"quant_method": "fp8"}), "pre-quantized weights"),
         (dict(hidden_size=None), "lacks sizes"),
+        (dict(hidden_size="64"), "hidden_size is no size; seen: '64'; expected: int > 0"),
+        (dict(num_key_value_heads=0), "num_key_value_heads is no size; seen: 0"),
+        (dict(num_hidden_layers=2.5), "num_hidden_layers is no size; seen: 2.5"),
+        (dict(rms_norm_eps=float("nan")), "rms_norm_eps is no size"),
     ],
 )
 def test_a_config_of_another_network_is_refused_with_its_reason(change, words):
     with pytest.raises(CheckpointError, match=words):
         WorldModelConfig.from_dict(RAW | change)
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    assert WorldModelConfig.from_dict(RAW | {"base_fps": 24.0, "rope_theta": 5000000}) == PRESETS["tiny-nano"]
 
 
 def test_a_key_nobody_understands_is_reported():
