@@ -50,7 +50,7 @@ def note(tally: Tally, actions: np.ndarray, seed: int, pixels: int) -> None:
 
 async def plain(url: str, draw: random.Random, tally: Tally) -> None:
     """A polite openpi client, some requests long."""
-    async with connect(url, compression=None, max_size=None) as websocket:
+    async with connect(url, compression=None, max_size=None, open_timeout=60) as websocket:
         await websocket.recv()
         for _ in range(draw.randint(1, 20)):
             seed, pixels = draw.randrange(2**31), draw.randrange(250)
@@ -65,7 +65,8 @@ async def plain(url: str, draw: random.Random, tally: Tally) -> None:
 
 async def ours(url: str, draw: random.Random, tally: Tally) -> None:
     """Four requests in flight, matched by id end to end."""
-    async with connect(url, compression=None, max_size=None, subprotocols=["wam.v1"]) as websocket:
+    ours = {"subprotocols": ["wam.v1"], "open_timeout": 60}  # a starved test machine is no lost reply
+    async with connect(url, compression=None, max_size=None, **ours) as websocket:
         await websocket.recv()
         await websocket.send(wam_v1.encode_request(Open()))
         await websocket.recv()
