@@ -69,6 +69,7 @@ def main() -> None:
     contract = load("panda_joint")
     noop, heavy = NoopPolicy(contract), Heavy(contract)
     blind, seeing = Loop(8, images=False), Loop(8, images=True)
+    eager = Loop(1, images=False)  # asked at every step: what batching is for
 
     print(
         f"{TASK}, {options.episodes} episodes of {options.max_steps} steps, {options.rounds} rounds",
@@ -111,8 +112,8 @@ def main() -> None:
             for name, crew in (("2", two), ("4", four)):
                 seconds, _ = timed(lambda crew=crew: list(crew.run(noop, seeing, work)))
                 note(f"speed of {name} workers / 1 worker", base / seconds)
-            apart, _ = timed(lambda: list(four.run(heavy, blind, work, one_by_one=True)))
-            together, _ = timed(lambda: list(four.run(heavy, blind, work)))
+            apart, _ = timed(lambda: list(four.run(heavy, eager, work, one_by_one=True)))
+            together, _ = timed(lambda: list(four.run(heavy, eager, work)))
             note("speed of 4 environments batched / one by one, 40 ms policy", apart / together)
     task.close()
     oracle = oracle_for(TASK, contract)
