@@ -9,8 +9,9 @@ import pytest
 
 from wamserve.action_codec import rotations, se3
 from wamserve.action_codec.actions import ModelActions, RawActions
+from wamserve.action_codec.gripper import SIGN_ONE_IS_CLOSED, gripper_from_gripper
 from wamserve.embodiments.adapters import commands, decode_poses, encode, encode_chunk, state_row
-from wamserve.embodiments.contract import load
+from wamserve.embodiments.contract import load, read_stats
 from wamserve.embodiments.idle import idle_rows
 from wamserve.embodiments.units import chunk_normalizer
 
@@ -188,6 +189,43 @@ def test_libero_gripper_opens_at_one_in_the_model_and_at_minus_one_in_the_simula
     rows[:, 9] = data["gripper_model"]
     told = commands(embodiment, RawActions(rows))[:, 6]
     np.testing.assert_allclose(told, data["gripper_env_zero_one"], atol=1e-12)
+
+
+def test_libero_rows_in_the_other_rotation_forms(shared):
+    """The 13 and 7 numbers wide rows that some checkpoints use: the same rotation, written differently."""
+    data = golden(shared, "libero")
+    told = data["dataset_action_7d"].astype(np.float64)
+    turn = rotations.matrix_from_axis_angle(told[:, 3:6])
+    for stored, form in (("action_raw_9d", "rot9d"), ("action_raw_3d", "axis_angle")):
+        written = rotations.rotation_form(form).from_matrix(turn)
+        rows = np.concatenate([told[:, :3], written, told[:, 6:]], axis=1)
+        np.testing.assert_allclose(data[stored], rows, atol=5e-6)
+
+
+def test_libero_statistics_are_the_stored_ones_and_undo_the_normalization(shared):
+    data, embodiment = golden(shared, "libero"), load("libero")
+    declared = embodiment.model.normalizer
+    for key in ("global", "global_raw"):
+        stats = read_stats(dataclasses.replace(declared, key=key), "libero")
+        for quantity in ("q01", "q99", "mean", "std", "min", "max"):
+            np.testing.assert_allclose(stats[quantity], data[f"stats_{key}_{quantity}"], rtol=1e-6, atol=1e-9)
+    rows = ModelActions(data["action_norm_quantile_rot"])
+    raw = chunk_normalizer(embodiment.model).to_raw(rows)
+    np.testing.assert_allclose(raw.values, data["server_denormalized"], atol=2e-6)
+
+
+def test_libero_grippers_that_are_signs_already_pass_through(shared):
+    data = golden(shared, "libero")
+    same = gripper_from_gripper(data["gripper_model"], SIGN_ONE_IS_CLOSED, SIGN_ONE_IS_CLOSED, "clip")
+    np.testing.assert_allclose(same, data["gripper_env_pm_one"], atol=1e-12)
+
+
+def test_libero_measured_poses_are_axis_angle_and_turn_to_the_camera_axes(shared):
+    data = golden(shared, "libero")
+    poses = se3.pose_from_pose_vector(data["state_8d"][:, :6], "axis_angle")
+    np.testing.assert_allclose(poses, data["abs_pose_native"], atol=2e-6)
+    renamed = se3.rotate_body_frame(poses, np.transpose(RZ_BACK))  # Rz(+90 deg)
+    np.testing.assert_allclose(renamed, data["abs_pose_opencv"], atol=2e-6)
 
 
 def broken(embodiment, **changes):
