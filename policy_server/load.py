@@ -13,6 +13,8 @@ from wamserve.action_codec.errors import CheckpointError
 from wamserve.clients.policy import Mode
 from wamserve.embodiments.contract import Embodiment, load, load_file
 from wamserve.policy_server.card import PolicyCard, find_card
+from wamserve.policy_server.engine.engine import Engine
+from wamserve.policy_server.engine.options import EngineOptions
 from wamserve.policy_server.policy import WorldActionPolicy
 from wamserve.policy_server.progress import Stages
 from wamserve.policy_server.runner import Runner
@@ -76,11 +78,8 @@ def load_policy(
         )
     runner: Runner | None = None
     if engine is not None:
-        from wamserve.policy_server.engine.engine import Engine
-        from wamserve.policy_server.engine.options import EngineOptions
-
         runner = Engine(network, vae, EngineOptions(**engine))
-    return WorldActionPolicy(
+    policy = WorldActionPolicy(
         network,
         vae,
         tokenizer,
@@ -92,6 +91,9 @@ def load_policy(
         prompt_cache_bytes=prompt_cache_bytes,
         runner=runner,
     )
+    if isinstance(runner, Engine):
+        policy.prompts.network = runner.text  # in host memory where it was asked to be
+    return policy
 
 
 def random_policy(

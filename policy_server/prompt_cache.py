@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from wamserve.policy_server.world_model.network import WorldModel
+from wamserve.action_codec.errors import RequestError
 from wamserve.policy_server.world_model.prompt_kv import PromptKV
 from wamserve.policy_server.world_model.text import PromptTokenizer
+
+
+class Reader(Protocol):
+    """What reads prompts: a `WorldModel`, or its text tower kept in host memory."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def prefill(self, token_ids: Tensor, lengths: Sequence[int] | None = None) -> PromptKV: ...
 
 
 class PromptCache:
@@ -18,7 +29,7 @@ class PromptCache:
     Every prompt is read alone, so its keys and values never depend on what else was asked.
     """
 
-    def __init__(self, network: WorldModel, tokenizer: PromptTokenizer, max_bytes: int = 1 << 30) -> None:
+    def __init__(self, network: Reader, tokenizer: PromptTokenizer, max_bytes: int = 1 << 30) -> None:
         self.network = network
         self.tokenizer = tokenizer
         self.max_bytes = max_bytes
@@ -38,6 +49,19 @@ class PromptCache:
         """One row per prompt, in order."""
         parts = [self.one(prompt) for prompt in prompts]
         return parts[0] if len(parts) == 1 else PromptKV.concat(parts)
+
+    def warm(self, prompts: Sequence[str]) -> None:
+        """Reads prompts ahead of the first request, and the empty one. Raises RequestError where they do not
+        fit: the first ones would have left again before they were asked for."""
+        for prompt in ("", *prompts):
+            self.one(prompt)
+        if len(self) < len({"", *prompts}):
+            raise RequestError(
+                "the prompt cache is too small for the prompts to warm it with",
+                seen=f"{len(prompts)} prompts, {self.max_bytes >> 20} MiB",
+                expected="room for all of them",
+                fix="fewer prompts, or a larger prompt_cache_bytes",
+            )
 
     def one(self, prompt: str) -> PromptKV:
         kept = self._kept.get(prompt)

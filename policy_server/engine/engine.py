@@ -15,7 +15,9 @@ from wamserve.policy_server.engine.call import Call
 from wamserve.policy_server.engine.calls import Calls, Capture, capture_cuda_graph
 from wamserve.policy_server.engine.key import CallKey, Picture
 from wamserve.policy_server.engine.options import EngineOptions
+from wamserve.policy_server.engine.quantize import quantize_fp8, quantize_int8
 from wamserve.policy_server.engine.ranks import Ranks
+from wamserve.policy_server.engine.text_tower import OffloadedTextTower
 from wamserve.policy_server.engine.tower import Tower
 from wamserve.policy_server.sampling.guidance import Guidance
 from wamserve.policy_server.sampling.sampler import Sample
@@ -52,7 +54,10 @@ class Engine:
         self.stages = capture is not None  # pictures are encoded inside the call
         if options.channels_last:
             vae.first_frame.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.tower = Tower(network)
+        self.text = OffloadedTextTower(network) if options.offload_text_tower else network
+        self.tower = Tower(network, onednn=not options.compile)  # the compiler has kernels of its own
+        if options.quantize != "none":
+            {"int8": quantize_int8, "fp8": quantize_fp8}[options.quantize](self.tower)
         if options.compile:
             for layer in self.tower.layers:
                 layer.compile(dynamic=False)
@@ -156,5 +161,6 @@ class Engine:
             "graphs": self.stages,
             "compiled": self.options.compile,
             "quantized": self.options.quantize,
+            "text_tower_host_bytes": self.text.nbytes if isinstance(self.text, OffloadedTextTower) else 0,
             **self.calls.report(),
         }

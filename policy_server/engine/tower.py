@@ -55,15 +55,17 @@ class OneDNNLinear(nn.Module):
         return out
 
     @staticmethod
-    def fits(linear: nn.Module) -> bool:
-        if not isinstance(linear, nn.Linear) or not torch.backends.mkldnn.is_available():
-            return False
-        return linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
+    def fits(linear: nn.Linear) -> bool:
+        return (
+            torch.backends.mkldnn.is_available()
+            and linear.weight.device.type == "cpu"
+            and linear.weight.dtype == torch.float32
+        )
 
 
-def quick(linear: nn.Module) -> nn.Module:
+def exact(linear: nn.Linear, onednn: bool) -> nn.Module:
     """The fastest exact form of a projection on its device."""
-    return OneDNNLinear(linear) if isinstance(linear, nn.Linear) and OneDNNLinear.fits(linear) else linear
+    return OneDNNLinear(linear) if onednn and OneDNNLinear.fits(linear) else linear
 
 
 def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def fused(linears: Sequence[nn.Linear]) -> nn.Linear:
 class EngineLayer(nn.Module):
     """Generation's half of one decoder layer."""
 
-    def __init__(self, layer: DecoderLayer) -> None:
+    def __init__(self, layer: DecoderLayer, onednn: bool) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp_moe_gen
         assert isinstance(attention, MoTAttention) and isinstance(mlp, MLP)
@@ -103,12 +105,12 @@ class EngineLayer(nn.Module):
             attention.add_k_proj.out_features // attention.head_dim,
         )
         self.head_dim = attention.head_dim
-        self.qkv = quick(fused([attention.add_q_proj, attention.add_k_proj, attention.add_v_proj]))
-        self.out = quick(attention.to_add_out)
+        self.qkv = exact(fused([attention.add_q_proj, attention.add_k_proj, attention.add_v_proj]), onednn)
+        self.out = exact(attention.to_add_out, onednn)
         self.norm_q, self.norm_k = attention.norm_added_q, attention.norm_added_k
         self.gated = mlp.gate_proj is not None
-        self.up = quick(mlp.up_proj if mlp.gate_proj is None else fused([mlp.gate_proj, mlp.up_proj]))
-        self.down = quick(mlp.down_proj)
+        self.up = exact(mlp.up_proj if mlp.gate_proj is None else fused([mlp.gate_proj, mlp.up_proj]), onednn)
+        self.down = exact(mlp.down_proj, onednn)
         self.norm_in = layer.input_layernorm_moe_gen
         self.norm_post = layer.post_attention_layernorm_moe_gen
 
@@ -143,10 +145,10 @@ class EngineLayer(nn.Module):
 class Tower(nn.Module):
     """Velocity of tokens: `network.denoise` between `patchify` and `unpatchify`, over buffers."""
 
-    def __init__(self, network: WorldModel) -> None:
+    def __init__(self, network: WorldModel, onednn: bool = True) -> None:
         super().__init__()
         self.network = [network]  # a list, so that its text tower is no part of this module
-        self.layers = nn.ModuleList(EngineLayer(layer) for layer in network.layers)  # type: ignore[arg-type]
+        self.layers = nn.ModuleList(EngineLayer(layer, onednn) for layer in network.layers)  # type: ignore[arg-type]
 
     def time_rows(self, timesteps: Sequence[int]) -> Tensor:
         """One time embedding per step [steps, H], in the model's dtype."""

@@ -1,0 +1,67 @@
+"""Two ranks, a guidance branch each, answer as one does; a rank that dies takes the other along, in words."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from wamserve.action_codec.errors import RequestError
+from wamserve.policy_server.engine.engine import Engine
+from wamserve.policy_server.engine.options import EngineOptions
+from wamserve.policy_server.sampling.guidance import Guidance
+
+from .conftest import NoVAE
+
+PROGRAM = Path(__file__).parent / "rank_program.py"
+
+
+def start_pair(calls, **extra):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = str(sock.getsockname()[1])
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **extra}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(calls)],
+            env={**env, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def test_two_ranks_equal_one_and_each_other_to_the_bit(nano, compare):
+    ranks = start_pair(2)
+    outs = [rank.communicate(timeout=240) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outs[0][1][-2000:]
+    first, second = (json.loads(out[0]) for out in outs)
+    assert [one["actions"] for one in first] == [one["actions"] for one in second], "ranks walk in step"
+    assert [one["forwards"] for one in first] == [4, 4], "four in a row, where one rank runs eight, or five"
+    for call, guidance in enumerate((Guidance(3.0), Guidance(3.0, (960.0, 1001.0)))):
+        plain, alone, _ = compare(nano, guidance=guidance, seed=call)
+        got = torch.tensor(first[call]["actions"])
+        assert (got - plain.actions).abs().max() < 3e-5
+        assert (got - alone.actions).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dies", ["0", "1"])
+def test_a_rank_that_dies_ends_the_other_with_a_clear_error(dies):
+    ranks = start_pair(2, DIES=dies)
+    errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    survivor = 1 - int(dies)
+    assert ranks[int(dies)].returncode == 9
+    assert ranks[survivor].returncode == 1, "no exception that a server could take for a bad request"
+    assert f"rank {dies} is gone" in errors[survivor]
+
+
+def test_one_process_alone_is_refused(nano, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(RequestError, match="guidance runs in parallel on two ranks; seen: WORLD_SIZE 1"):
+        Engine(nano, NoVAE(), EngineOptions(cfg_parallel=True))
