@@ -22,7 +22,15 @@ def scene() -> str:
     root = ET.parse(assets / "fr3.xml").getroot()
     root.find("compiler").set("meshdir", str(assets / "meshes"))
     world = root.find("worldbody")
-    ET.SubElement(world, "light", pos="0.5 0 2", dir="0 0 -1", directional="true", diffuse="0.7 0.7 0.7")
+    ET.SubElement(
+        world,
+        "light",
+        pos="0.5 0 2",
+        dir="0 0 -1",
+        directional="true",
+        diffuse="0.7 0.7 0.7",
+        castshadow="false",
+    )
     ET.SubElement(world, "geom", type="plane", size="2 2 0.1", rgba="0.5 0.5 0.5 1")
     place = " ".join(map(str, CUBE))
     ET.SubElement(world, "geom", type="box", size="0.03 0.03 0.03", pos=place, rgba="0.9 0.05 0.05 1")
