@@ -32,6 +32,7 @@ class Recording:
     frame_index: Array  # [T]
     declared_rows: int | None  # the length that meta/episodes gives; None where it gives none
     videos: tuple[str, ...]  # video keys of the data set
+    task: str = ""  # the data set's own words for what is done; "" where it has none
 
     def __len__(self) -> int:
         return len(self.timestamps)
@@ -84,6 +85,7 @@ def read(path: Path | str, index: int | None = None) -> Recording:
         ).reshape(-1),
         declared_rows=_declared_rows(root, chosen),
         videos=videos,
+        task=_task(root, chosen, columns.get("task_index")),
     )
 
 
@@ -177,6 +179,29 @@ def _declared_rows(root: Path, index: int) -> int | None:
         if entry["episode_index"] == index:
             return int(entry["length"])
     return None
+
+
+def _task(root: Path, index: int, task_index: Array | None) -> str:
+    """The text of the episode's first task: meta/episodes' own description, or meta/tasks by task_index."""
+    import pyarrow.parquet as pq
+
+    for file in sorted((root / "meta" / "episodes").rglob("*.parquet")):
+        if "task_description" in pq.read_schema(file).names:
+            table = pq.read_table(file, columns=["episode_index", "task_description"]).to_pydict()
+            if index in table["episode_index"]:
+                return str(table["task_description"][table["episode_index"].index(index)] or "")
+    parquet, lines = root / "meta" / "tasks.parquet", root / "meta" / "tasks.jsonl"
+    tasks: list[dict[str, Any]] = []
+    if parquet.is_file():
+        tasks = pq.read_table(parquet).to_pylist()
+    elif lines.is_file():
+        tasks = [json.loads(line) for line in lines.read_text().splitlines()]
+    wanted = None if task_index is None else int(task_index.reshape(-1)[0])
+    for row in tasks:
+        if row.get("task_index") == wanted or len(tasks) == 1:
+            text = str(row.get("task") or row.get("__index_level_0__") or "")  # pandas keeps it in the index
+            return text if any(map(str.isalnum, text)) else ""
+    return ""
 
 
 def _numbers(name: str, column: Any) -> Array | None:

@@ -29,7 +29,7 @@ def infer(
     out: Annotated[Path, arg(help="folder for actions.json, actions.npz, video.mp4, request.json")],
     mode: Mode = "policy",
     embodiment: Annotated[str | None, arg(help="contract name or TOML file")] = None,
-    instruction: Annotated[str, arg(help="the task, one sentence")] = "",
+    instruction: Annotated[str, arg(help="the task, one sentence; an episode's own by default")] = "",
     image: Annotated[tuple[str, ...], arg(help="a composed canvas, or VIEW=FILE for each view")] = (),
     video: Annotated[Path | None, arg(help="id: a composed video; others: its frame at --start")] = None,
     episode: Annotated[
@@ -192,8 +192,6 @@ def _request(
             seen="--image",
             expected=f"--video or --episode, {contract.model.chunk + 1} frames",
         )
-    if mode == "policy" and not (instruction.strip() or contract.model.instruction):
-        raise RequestError("a policy needs a task", fix="--instruction 'Put the banana in the bowl'")
     frames: np.ndarray | None = None
     rows = _actions(policy, actions, actions_in)
     if episode is not None:
@@ -213,6 +211,8 @@ def _request(
         else:
             images = _images(contract, image)
         observation = Observation(images, states, instruction)
+    if mode == "policy" and not (observation.instruction.strip() or contract.model.instruction):
+        raise RequestError("a policy needs a task", fix="--instruction 'Put the banana in the bowl'")
     return Request(
         observation, mode, actions=rows if mode == "fd" else None, video=frames if mode == "id" else None
     )

@@ -43,8 +43,9 @@ def clip_from_episode(
 ) -> Clip:
     """The chunk of a LeRobot v2 or v3 episode that begins at control row `start`.
 
-    cameras: contract view -> camera key of the dataset; needed unless both have exactly one. Raises
-    ContractError, CodecError or RequestError for an episode the contract does not fit.
+    cameras: contract view -> camera key of the dataset; needed unless both have exactly one. instruction: by
+    default the dataset's own. Raises ContractError, CodecError or RequestError for an episode the contract
+    does not fit.
     """
     recording = episodes.read(root, episode)
     thinned = episodes.at_control_rate(recording, contract)
@@ -61,7 +62,8 @@ def clip_from_episode(
         for state in contract.wire.states
         if (value := measured_state(contract, state, columns)) is not None
     }
-    observation = Observation({"canvas": frames[0]}, states, instruction, float(thinned.timestamps[start]))
+    words = instruction or recording.task
+    observation = Observation({"canvas": frames[0]}, states, words, float(thinned.timestamps[start]))
     return Clip(frames, chunk.values[chunk.state_rows :], observation)
 
 

@@ -75,7 +75,7 @@ def read_episode(
     return RecordedEpisode(
         name=f"{recording.path.name}/{recording.index}",
         embodiment=embodiment,
-        instruction=_instruction(recording.path, recording.index),
+        instruction=recording.task,
         frames=compose(canvas, views),
         raw=np.asarray(encoded.raw.values),
         columns=columns,
@@ -140,27 +140,3 @@ def _episode_meta(root: Path, episode: int) -> dict[str, Any]:
             if row["episode_index"] == episode:
                 return dict(row)
     return {}
-
-
-def _instruction(root: Path, episode: int) -> str:
-    """The episode's task text; "" where the data set has none."""
-    import pyarrow.parquet as pq
-
-    about = _episode_meta(root, episode)
-    if about.get("task_description"):
-        return str(about["task_description"])
-    file = root / "meta" / "tasks.parquet"
-    if not file.is_file():
-        return ""
-    table = pq.read_table(file).to_pylist()
-    data = sorted((root / "data").rglob("*.parquet"))
-    for part in data:
-        rows = pq.read_table(
-            part, columns=["episode_index", "task_index"], filters=[("episode_index", "=", episode)]
-        )
-        if rows.num_rows:
-            task = rows["task_index"][0].as_py()
-            for row in table:
-                if row.get("task_index") == task:
-                    return str(row.get("task") or row.get("__index_level_0__") or "")
-    return ""

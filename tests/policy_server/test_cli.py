@@ -135,7 +135,7 @@ def test_mistakes_are_one_line_and_exit_code_1(infer, tmp_path, capsys):
         (("policy", "pusht", "--video", film, "--image", film), "seen: --image, --video"),
         (("policy", "pusht", "--video", film, "--instruction", "x"), "state 'agent_pos' is missing"),
         (("id", "pusht", "--video", film, "--start", 30), "is too short"),
-        (("policy", "pusht", "--image", film), "a policy needs a task; try: --instruction"),
+        (("policy", "pusht", "--video", film), "a policy needs a task; try: --instruction"),
         (
             ("policy", "pusht", "--image", tmp_path / "none.png", "--instruction", "x"),
             "no picture can be read",
