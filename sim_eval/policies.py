@@ -20,7 +20,7 @@ from wamserve.embodiments import tables
 from wamserve.embodiments.contract import Embodiment
 
 # Loads a checkpoint folder or Hub id as a Policy. Named, not imported: scoring knows no model.
-CHECKPOINT_FACTORY = "wamserve.policy_server.policy:load_policy"
+CHECKPOINT_FACTORY = "wamserve.policy_server.load:load_policy"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def facts_of(policy: Policy) -> Facts:
 def resolve(spec: str, contract: Embodiment | None, task: str) -> Policy:
     """The policy `spec` names: noop, oracle, ws:// or wss:// URL, module:function, checkpoint.
 
-    A factory is called with no arguments; `contract` is the task's, which noop and oracle are made for.
+    `contract` is the task's: noop and oracle are made for it, a checkpoint is served as it. A factory is
+    called with no arguments.
     """
     if spec == "noop":
         if contract is None:
@@ -91,10 +92,10 @@ def resolve(spec: str, contract: Embodiment | None, task: str) -> Policy:
         return RemotePolicy(spec, contract)
     if ":" in spec and not Path(spec).exists():
         return _call(spec)
-    return _call(CHECKPOINT_FACTORY, spec)
+    return _call(CHECKPOINT_FACTORY, spec, embodiment=contract.name if contract else None)
 
 
-def _call(path: str, *args: Any) -> Policy:
+def _call(path: str, *args: Any, **options: Any) -> Policy:
     module, _, function = path.partition(":")
     try:
         factory = getattr(import_module(module), function)
@@ -104,7 +105,7 @@ def _call(path: str, *args: Any) -> Policy:
             seen=str(error),
             expected="oracle, noop, ws://host:port, module:function or a checkpoint",
         ) from None
-    policy = factory(*args)
+    policy = factory(*args, **options)
     if not isinstance(policy, Policy):
         raise PolicyError(f"{path} made no policy", seen=type(policy).__name__, expected="infer and reset")
     return policy
