@@ -125,6 +125,7 @@ class GripperWorker:
             if self._wanted != is_open or self._closing:
                 self.interrupted += 1
                 self.hand.interrupt()
+                self._sent = None  # it stands half way: even the same wish must be sent again
                 return
             if time.monotonic() > deadline:
                 self.timeouts += 1

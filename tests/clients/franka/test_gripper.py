@@ -86,6 +86,20 @@ def test_a_newer_wish_interrupts_the_one_under_way(worker):
     assert (hand.interrupts, w.interrupted) == (1, 1)
 
 
+def test_a_wish_taken_back_while_the_hand_is_being_stopped_is_carried_out(worker):
+    class SlowToStop(ScriptedHand):
+        def interrupt(self):
+            super().interrupt()
+            w.want(1.0)  # closed again, before the worker looks
+
+    hand = SlowToStop()
+    w = worker(hand)
+    w.want(1.0)
+    until(lambda: hand.begun == [False])
+    w.want(0.0)
+    until(lambda: hand.begun == [False, False])
+
+
 def test_wishes_between_the_two_bounds_change_nothing(worker):
     hand = ScriptedHand()
     w = worker(hand)
