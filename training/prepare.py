@@ -66,6 +66,12 @@ class Prepared:
         rows = np.load(folder / "windows.npz")
         self._actions, self._instruction = rows["actions"], rows["instruction"]
         held_out = rows["episode"] % HOLD_OUT == HOLD_OUT - 1
+        if held_out.all() or not held_out.any():
+            raise WamError(
+                f"{folder} leaves nothing to train on or nothing to validate with",
+                seen=f"{len(np.unique(rows['episode']))} episodes",
+                expected=f"at least {HOLD_OUT}: every {HOLD_OUT}th is held out",
+            )
         clean = rows["clean"]
         # (held out?, for a policy?) -> windows that may be drawn
         self._pool = {
@@ -89,7 +95,7 @@ class Prepared:
             raise WamError(
                 f"{self.folder} has no such windows",
                 seen=f"held out: {held_out}, undisturbed: {policy}",
-                fix=f"prepare at least {HOLD_OUT} episodes",
+                fix="record more episodes, or fewer with pushes",
             )
         return pool
 

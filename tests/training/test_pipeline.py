@@ -12,7 +12,8 @@ import wam
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_recorded_prepared_and_trained_model_answers_a_policy_request(tmp_path: Path):
+def test_recorded_prepared_and_trained_model_answers_a_policy_request(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("wamserve.training.prepare.HOLD_OUT", 2)
     data, vae, start, ready = (str(tmp_path / name) for name in ("data", "vae", "start", "ready"))
     named = f"pusht={data}"
     (tmp_path / "vae.toml").write_text("base_dim = 8\nsteps = 20\nbatch = 2\nclip_frames = [1, 5]\n")
@@ -21,10 +22,10 @@ def test_recorded_prepared_and_trained_model_answers_a_policy_request(tmp_path: 
         'validation_batches = 1\n[trainable]\ntext_tower = true\n[[data]]\nprepared = "ready"\n'
     )
     for command in (
-        ["record", "pusht/PushT", "--out", data, "--episodes", "20"],
+        ["record", "pusht/PushT", "--out", data, "--episodes", "3"],
         ["train", "vae", named, "--out", vae, "--recipe", str(tmp_path / "vae.toml")],
         ["train", "start", named, "--out", start, "--vae", vae, "--hidden", "64", "--layers", "2"],
-        ["prepare", named, "--out", ready, "--vae", vae, "--hop", "40"],
+        ["prepare", named, "--out", ready, "--vae", vae, "--hop", "80"],
         ["train", str(tmp_path / "train.toml")],
     ):
         assert wam.main(command) == 0, command
