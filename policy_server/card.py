@@ -6,11 +6,12 @@ policy_card.toml in the checkpoint's folder comes first; the public NVIDIA check
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from wamserve.action_codec.errors import CheckpointError, ContractError, RequestError
 from wamserve.clients.policy import Mode, Request
@@ -165,10 +166,30 @@ def read_card(file: Path) -> PolicyCard:
 
 
 def card_from_table(table: Mapping[str, Any], where: str = "card") -> PolicyCard:
+    """Raises CheckpointError naming the wrong key, or the number that nothing can be sampled with."""
     try:
-        return tables.build(PolicyCard, table, where)
+        card = tables.build(PolicyCard, table, where)
     except ContractError as error:
         raise CheckpointError(f"policy card: {error}") from error
+    for mode in get_args(Mode):
+        one = card.sampling(mode)
+        low, high = one.interval or (0.0, 1.0)
+        scales = (one.guidance, one.guidance if one.video_guidance is None else one.video_guidance)
+        fine = one.steps >= 1 and 0 < one.shift < math.inf and low < high and all(map(math.isfinite, scales))
+        if not fine:
+            raise CheckpointError(
+                f"policy card: {where}.{mode} cannot be sampled",
+                seen=one.line(),
+                expected="steps >= 1, shift > 0, finite guidance, interval [low, high] with low < high",
+            )
+    for name, (low, high) in (("steps", card.bounds.steps), ("guidance", card.bounds.guidance)):
+        if not (low <= high and (name != "steps" or low >= 1)):
+            raise CheckpointError(
+                f"policy card: {where}.bounds.{name} are no bounds",
+                seen=[low, high],
+                expected="[low, high], low <= high, at least one step",
+            )
+    return card
 
 
 def find_card(folder: Path, source: str, card: str | Path | None = None) -> PolicyCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,6 +21,8 @@ class Guidance:
     video_scale: float | None = None
 
     def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.scales)):
+            raise RequestError("guidance is not finite", seen=self.scales, expected="finite numbers")
         if self.interval is not None and not self.interval[0] < self.interval[1]:
             raise RequestError(
                 "empty guidance interval", seen=self.interval, expected="(low, high), low < high"

@@ -131,6 +131,28 @@ def test_a_misspelt_card_is_refused(tmp_path):
         read_card(file)
 
 
+@pytest.mark.parametrize(
+    ("line", "wrong", "words"),
+    [
+        ("steps = 4", "steps = 0", "policy cannot be sampled; seen: unipc 0 steps"),
+        ("shift = 5.0", "shift = -1.0", "policy cannot be sampled"),
+        ("guidance = 3.0", "guidance = nan", "policy cannot be sampled"),
+        ("guidance = 3.0", "guidance = 3.0\ninterval = [5.0, 1.0]", r"guidance 3 in 5 \.\. 1"),
+        ("guidance = 3.0", "guidance = 3.0\ninterval = [5.0]", "interval has a wrong length"),
+        ("steps = [1, 100]", "steps = [0, 100]", r"bounds\.steps are no bounds; seen: \[0, 100\]"),
+        ("steps = [1, 100]", "steps = [9, 1]", r"bounds\.steps are no bounds"),
+        ('schedule = "framework"', 'schedule = "native"', r"schedule is not a known choice.*framework"),
+    ],
+)
+def test_a_card_nothing_can_be_sampled_with_is_refused_when_it_is_read(line, wrong, words, tmp_path):
+    file = write_card(shipped_cards()[DROID], tmp_path / CARD_FILE)
+    text = file.read_text()
+    assert line in text
+    file.write_text(text.replace(line, wrong, 1))
+    with pytest.raises(CheckpointError, match=words):
+        read_card(file)
+
+
 def test_a_checkpoint_for_several_robots_asks_which():
     with pytest.raises(CheckpointError, match="serves more than one embodiment"):
         shipped_cards()[NANO].default_embodiment()

@@ -36,3 +36,8 @@ def test_scale_one_needs_no_unconditional_branch():
 def test_an_empty_interval_is_refused():
     with pytest.raises(RequestError, match="empty guidance interval"):
         Guidance(3.0, interval=(1001, 960))
+
+
+def test_a_scale_that_is_no_number_is_refused():
+    with pytest.raises(RequestError, match="guidance is not finite"):
+        Guidance(float("nan"))
