@@ -208,7 +208,8 @@ class RunStore:
             )
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # Ctrl-C may fall between the commit and here
+                self._db.execute("ROLLBACK")
             raise
 
     def finish(self) -> None:

@@ -80,6 +80,32 @@ def test_an_episode_is_stored_once(tmp_path):
         assert len(run.chunks(1)) == 1
 
 
+@pytest.mark.parametrize("where", ["COMMIT", "INSERT"])
+def test_ctrl_c_leaves_an_episode_whole_or_absent(tmp_path, where):
+    """Python raises KeyboardInterrupt after the statement it fell into, so also after a commit."""
+
+    class Interrupted:
+        def __init__(self, db):
+            self._db = db
+
+        def __getattr__(self, name):
+            return getattr(self._db, name)
+
+        def execute(self, statement, *values):
+            result = self._db.execute(statement, *values)
+            if statement.startswith(where):
+                raise KeyboardInterrupt
+            return result
+
+    with RunStore.create(tmp_path / "run", CARD, {}, 3) as run:
+        run._db = Interrupted(run._db)
+        with pytest.raises(KeyboardInterrupt):
+            run.add(episode(1))
+    with RunStore.open(tmp_path / "run") as run:
+        assert len(run.done()) == (where == "COMMIT")
+        assert len(run.chunks(1)) == (where == "COMMIT")
+
+
 def test_the_same_protocol_resumes_and_another_is_refused_by_its_fields(tmp_path):
     RunStore.create(tmp_path / "run", CARD, {}, 3).add(episode(0))
     with RunStore.create(tmp_path / "run", CARD, {}, 3) as run:
