@@ -12,6 +12,7 @@ A dataset row i becomes action row i: poses turn into deltas from row i to row i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -122,7 +123,9 @@ def state_row(embodiment: Embodiment, columns: Columns, row: int) -> Array:
 
     Pose blocks hold the absolute pose in the codec's frame, [xyz, rot6d].
     """
-    model = embodiment.model
+    model, length = embodiment.model, _length(columns)
+    if not 0 <= row < length:
+        raise CodecError("the state row leaves the episode", seen=f"row {row}", expected=f"0:{length}")
     here = {name: np.asarray(column)[row : row + 1] for name, column in columns.items()}
     tracks = track_poses(embodiment, here)
     values = np.empty(model.width)
@@ -158,7 +161,7 @@ def decode_poses(embodiment: Embodiment, raw: RawActions, start: Mapping[str, Ar
         chain = se3.poses_from_deltas_framewise
         if block.of_kind.reference == "anchored":
             chain = se3.poses_from_deltas_anchored
-        poses[track] = chain(start[track], deltas)
+        poses[track] = chain(se3.require_pose(start[track], f"start pose of track {track!r}"), deltas)
     return poses
 
 
@@ -202,9 +205,15 @@ def column_of(columns: Columns, spec: str) -> Array:
     values = checked(f"column {name!r}", columns[name], *np.shape(columns[name])[1:])
     if values.ndim == 1:
         values = values[:, None]
+    if values.ndim == 0 or values.ndim > 3 or (values.ndim == 3 and values.shape[2] not in (3, 4)):
+        raise CodecError(
+            f"column {name!r} is not one episode's",
+            seen=list(values.shape),
+            expected="[T], [T, D], points [T, K, 3], quaternions [T, K, 4] or poses [T, 4, 4]",
+        )
     if stop is None:
         return values
-    values = values.reshape(len(values), -1)
+    values = values.reshape(len(values), math.prod(values.shape[1:]))
     if values.shape[1] < stop:
         raise CodecError(
             f"column {name!r} has the wrong width", seen=values.shape[1], expected=f"at least {stop}"
@@ -214,7 +223,7 @@ def column_of(columns: Columns, spec: str) -> Array:
 
 def _rows(embodiment: Embodiment, columns: Columns, tracks: dict[str, Array]) -> Array:
     model, ahead = embodiment.model, reach(embodiment)
-    lengths = {name: len(np.asarray(column)) for name, column in columns.items()}
+    lengths = _lengths(columns)
     if len(set(lengths.values())) > 1:
         raise CodecError("columns differ in length", seen=", ".join(f"{k} {v}" for k, v in lengths.items()))
     count = _length(columns) - ahead
@@ -290,4 +299,10 @@ def _typed(raw: RawActions) -> RawActions:
 
 
 def _length(columns: Columns) -> int:
-    return min((len(np.asarray(column)) for column in columns.values()), default=0)
+    return min(_lengths(columns).values(), default=0)
+
+
+def _lengths(columns: Columns) -> dict[str, int]:
+    """Rows of each column; what has none is left for `column_of` to refuse."""
+    shapes = {name: np.shape(column) for name, column in columns.items()}
+    return {name: shape[0] for name, shape in shapes.items() if shape}

@@ -91,6 +91,10 @@ def compose(canvas: Canvas, images: Mapping[str, Pixels]) -> Pixels:
                 expected=", ".join(canvas.views),
             )
         views = [_checked(name, images[name]) for name in canvas.views]
+        if len({view.shape[:-3] for view in views}) > 1:
+            raise RequestError(
+                "views differ in frames", seen=", ".join(str(list(view.shape)) for view in views)
+            )
         whole = _LAYOUTS[canvas.layout](canvas, views)
     height, width = whole.shape[-3:-1]
     if (height, width) == (canvas.height, canvas.width):

@@ -90,7 +90,7 @@ def load(name: str) -> Embodiment:
     """The contract of that name; ContractError with the known and nearest names otherwise."""
     if name not in names():
         begun = [known for known in names() if name and known.startswith(name)]
-        near = begun or get_close_matches(name, names(), n=1, cutoff=0.4)
+        near = begun or get_close_matches(name.strip().lower(), names(), n=1, cutoff=0.4)
         raise ContractError(
             f"no embodiment {name!r}",
             expected=", ".join(names()),

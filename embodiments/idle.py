@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from wamserve.action_codec import rotations
 from wamserve.action_codec.arrays import Array, Mask
+from wamserve.action_codec.errors import CodecError
 from wamserve.action_codec.layout import Block, Layout
 
 POSITION_M_S = 0.005  # slower than this is still
@@ -24,6 +25,12 @@ def idle_rows(layout: Layout, raw: ArrayLike, rate_hz: int) -> int:
     moves. Positions that are no deltas (fingertips) therefore keep every row from being idle.
     """
     rows = layout.check(raw)
+    if rows.ndim != 2 or rate_hz <= 0:
+        raise CodecError(
+            "idle rows are counted in one chunk at a rate",
+            seen=f"{list(rows.shape)} at {rate_hz} Hz",
+            expected=f"[N, {layout.width}] at > 0 Hz",
+        )
     moved = np.zeros(len(rows))  # squared
     idle = np.ones(len(rows), bool)
     for block in layout.blocks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from math import gcd
-from typing import Literal
+from typing import Literal, get_args
 
 from wamserve.action_codec.errors import RequestError
 from wamserve.embodiments.canvas import TIERS, Fit, canvas_fit
@@ -44,6 +44,15 @@ def render(
     fit = fit or canvas_fit(model.canvas)
     count = model.chunk if rows is None else rows
     form = prompt_format or model.prompt_format
+    for what, value, known in (("mode", mode, get_args(Mode)), ("prompt format", form, ("json", "plain"))):
+        if value not in known:
+            raise RequestError(f"no {what} {value!r}", expected=", ".join(known))
+    if count < 1:
+        raise RequestError("a prompt is about at least one action row", seen=count)
+    if idle is not None and not 0 <= idle <= count + model.state_row:
+        raise RequestError(
+            "more rows are idle than there are", seen=idle, expected=f"0 .. {count + model.state_row}"
+        )
     if form == "plain":
         return plain_prompt(
             task,

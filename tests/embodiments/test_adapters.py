@@ -220,6 +220,23 @@ BAD = [
 ]
 
 
+BAD += [
+    (
+        "scalar",
+        lambda c: c.update({"observation.state": 1.0}),
+        "column 'observation.state' is not one episode's",
+    ),
+    ("text", lambda c: c.update(action="open"), "column 'action' is not an array of numbers"),
+    (
+        "batch",
+        lambda c: c.update({k: np.stack([v, v]) for k, v in c.items()}),
+        "column 'observation.state' is not one episode's; seen: [2, 20, 7]",
+    ),
+    ("empty", lambda c: c.update({k: v[:0] for k, v in c.items()}), "the episode is too short; seen: 0 rows"),
+    ("one row", lambda c: c.update({k: v[:1] for k, v in c.items()}), "seen: 1 rows; expected: at least 2"),
+]
+
+
 @pytest.mark.parametrize(("what", "spoil", "message"), BAD, ids=[bad[0] for bad in BAD])
 def test_bad_columns_are_named(made_up, what, spoil, message):
     columns = made_up(load("bridge_orig_lerobot"), 20)
@@ -236,6 +253,20 @@ def test_a_matrix_that_is_no_rotation_is_named_by_row(made_up):
         encode(load("robomind-ur"), columns)
     assert "column 'body.attachment_site' row 5 is not a rotation" in str(error.value)
     assert "det R = 1.03" in str(error.value)
+
+
+def test_a_start_that_is_no_pose_is_refused(made_up):
+    embodiment = load("bridge_orig_lerobot")
+    raw = encode(embodiment, made_up(embodiment, 4)).raw
+    for follow in (decode_poses, commands):
+        with pytest.raises(CodecError, match="start pose of track 'eef' row 0 is not a rotation"):
+            follow(embodiment, raw, {"eef": np.diag([2.0, 1.0, 1.0, 1.0])})
+
+
+@pytest.mark.parametrize("row", [-1, 8])
+def test_a_state_row_outside_the_episode_is_refused(made_up, row):
+    with pytest.raises(CodecError, match=f"the state row leaves the episode; seen: row {row}; expected: 0:8"):
+        state_row(load("panda_joint"), made_up(load("panda_joint"), 8), row)
 
 
 def test_a_zero_quaternion_is_refused_where_it_is_not_declared_to_mean_anything(made_up):

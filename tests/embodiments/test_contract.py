@@ -172,6 +172,20 @@ def test_unknown_embodiment_lists_the_known_ones_and_the_nearest():
     assert "try: wam ls embodiment droid_lerobot" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("DROID_LEROBOT", "wam ls embodiment droid_lerobot"),
+        ("robomind-f", "wam ls embodiment robomind-franka or wam ls embodiment robomind-franka-dual"),
+        ("zzzz", "wam ls embodiments"),
+    ],
+)
+def test_a_name_that_is_not_quite_right_finds_its_own(name, near):
+    with pytest.raises(ContractError) as error:
+        load(name)
+    assert str(error.value).endswith(f"; try: {near}")
+
+
 REFUSED = [
     ("chunk = 16", "chunks = 16", "unknown key 'chunks' in umi.model", "chunks -> chunk"),
     ("state_row = false\n", "", "missing key 'state_row' in umi.model", "state_row"),

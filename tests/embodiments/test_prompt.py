@@ -125,6 +125,21 @@ def test_unknown_viewpoint_and_non_text_are_refused():
         render(load("umi").model, b"go")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mode": "wam"}, "no mode 'wam'; expected: policy, fd, id"),
+        ({"prompt_format": "xml"}, "no prompt format 'xml'; expected: json, plain"),
+        ({"rows": 0}, "at least one action row; seen: 0"),
+        ({"idle": 34}, r"more rows are idle than there are; seen: 34; expected: 0 \.\. 33"),
+        ({"idle": -1}, r"seen: -1; expected: 0 \.\. 33"),
+    ],
+)
+def test_a_prompt_that_makes_no_sense_is_refused(wrong, message):
+    with pytest.raises(RequestError, match=message):
+        render(load("droid_lerobot").model, "go", **wrong)
+
+
 def test_idle_rows_of_the_stored_unit_case(shared):
     data = np.load(shared / "golden" / "actions" / "codec_unit.npz")
     layout = load("bridge_orig_lerobot").model.layout
