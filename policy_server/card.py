@@ -56,6 +56,8 @@ class Bounds:
 
     steps: tuple[int, int]
     guidance: tuple[float, float]
+    # Mean |change| of any action dimension that quantized weights may cost, in model units; absent: refused.
+    quantized_error: float | None = None
 
 
 @dataclass(frozen=True)

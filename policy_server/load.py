@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ def load_policy(
     hash_weights: bool = True,
     prompt_cache_bytes: int = 1 << 30,
     engine: Mapping[str, Any] | None = None,
+    warm_prompts: str | Path | None = None,
     progress: Stages | None = None,
 ) -> WorldActionPolicy:
     """A policy from a folder or a Hub id `org/name[@revision]`.
@@ -53,7 +55,8 @@ def load_policy(
     of a shipped card, by default the one beside the weights. mode: one the card does not have is refused
     before the weights are read. device: "auto" is CUDA where there is one. dtype: fp32, bf16, fp16; "auto" is
     bf16 on CUDA and fp32 on a CPU. engine: fields of `EngineOptions`, {} for its defaults; None runs the
-    plain path.
+    plain path. warm_prompts: a file of
+    instructions to read ahead, one per line.
 
     Raises CheckpointError or ContractError before any forward pass.
     """
@@ -76,6 +79,8 @@ def load_policy(
         raise CheckpointError(
             f"the weights are not those of the card {found.name}", seen=sha, expected=found.weights_sha256
         )
+    if place.index is not None and place.type == "cuda":
+        torch.cuda.set_device(place)
     runner: Runner | None = None
     if engine is not None:
         runner = Engine(network, vae, EngineOptions(**engine))
@@ -93,6 +98,14 @@ def load_policy(
     )
     if isinstance(runner, Engine):
         policy.prompts.network = runner.text  # in host memory where it was asked to be
+        if runner.options.quantize != "none":
+            from wamserve.policy_server.engine.gate import admit
+
+            admit(policy, runner)
+    if warm_prompts is not None:
+        from wamserve.policy_server.engine.read_ahead import read_ahead, read_instructions
+
+        read_ahead(policy, read_instructions(Path(warm_prompts)))
     return policy
 
 
@@ -161,6 +174,8 @@ def pick_device(name: str) -> torch.device:
     """Raises CheckpointError for CUDA where there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one GPU per rank
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise CheckpointError("no CUDA device here", seen=name, expected="cpu", fix="--device cpu")
     try:

@@ -9,10 +9,13 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from wamserve.policy_server.engine.options import EngineOptions
 
 if TYPE_CHECKING:
     from wamserve.policy_server.serving.app import Server
@@ -58,6 +61,9 @@ def serve(
     drain_s: float = 30.0,
     ranks: int = 1,
     max_restarts: int = 10,
+    engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions(),  # noqa: B008
+    plain: bool = False,
+    warm_prompts: Path | None = None,
     factory: str | None = None,
     factory_args: str = "{}",
 ) -> int:
@@ -92,6 +98,9 @@ def serve(
         record: Folder for every frame that crosses the wire; wam replay reads it.
         drain_s: How long requests in flight may take after SIGTERM.
         ranks: Engine processes that run each batch in step, one per GPU.
+        engine: How the network is run; every switch is exact but quantize (docs/topics/latency.md).
+        plain: Run it by the plain path, without buffers and graphs.
+        warm_prompts: Instructions to read before the first request, one per line.
         max_restarts: Engine deaths in a row after which the server gives up.
         factory: "module:function" that makes the policy; for policies of your own.
         factory_args: Its keyword arguments, or further ones of the loader, as JSON.
@@ -115,6 +124,11 @@ def serve(
         kwargs = named | common | ({"embodiment": embodiment} if embodiment is not None else {}) | kwargs
         if card is not None:
             kwargs["card"] = card
+        if warm_prompts is not None:
+            kwargs["warm_prompts"] = str(warm_prompts.resolve())
+        if not plain:
+            ranks = max(ranks, 2) if engine.cfg_parallel else ranks
+            kwargs = {"engine": asdict(engine)} | kwargs
     limits = Limits(message_bytes=max_message_mb * 2**20)
     tokens = Tokens.from_file(token_file) if token_file is not None else Tokens()
     settings = Settings(

@@ -66,7 +66,7 @@ class Engine:
         if self.stages and not self.merged:
             raise RequestError(
                 "a graph cannot slice at the prompt's length", seen="attention=sliced with graphs",
-                expected="merged", fix="--engine.attention merged, or --engine.no-graphs",
+                expected="merged", fix="--attention merged, or --no-graphs",
             )  # fmt: skip
         self.ranks = Ranks(network.device) if options.cfg_parallel else None
         self.calls = Calls(self._make, capture, options.max_calls)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from wamserve.action_codec.errors import CheckpointError
+from wamserve.policy_server.blank import blank_request
+from wamserve.policy_server.engine.engine import Engine
+from wamserve.policy_server.engine.quantize import release_plain_weights
+from wamserve.policy_server.policy import WorldActionPolicy
+from wamserve.policy_server.runner import Plain, Runner
+from wamserve.policy_server.sampling.sampler import Sample
+
+logger = logging.getLogger("wamserve.engine")
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,61 @@ def check_quantized(found: ActionError, limit: float, what: str) -> ActionError:
             f"{what} changes the actions of this checkpoint more than its card allows",
             seen=f"mean |Δ| {found.mean[dimension]:.2e} in dimension {dimension} over {found.calls} calls",
             expected=f"at most {limit:.2e} in every dimension",
-            fix="--engine.quantize none, or another limit in the card after scoring the quantized policy",
+            fix="--quantize none, or another limit in the card after scoring the quantized policy",
         )
+    return found
+
+
+class Recorder:
+    """A runner that keeps the action rows of every call, in model units."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.encode = runner.encode
+        self.rows: list[np.ndarray] = []  # [rows, action_dim] per request
+
+    def sample(self, *args: Any, **kwargs: Any) -> Sample:
+        result = self.runner.sample(*args, **kwargs)
+        self.rows += list(result.actions.double().cpu().numpy())
+        return result
+
+
+def measure(policy: WorldActionPolicy, runner: Runner, calls: int = 3) -> list[np.ndarray]:
+    """Action rows [chunk, width] of `calls` fixed requests answered through `runner`."""
+    recorder, before = Recorder(runner), policy.runner
+    policy.runner = recorder
+    try:
+        for seed in range(calls):
+            blank = blank_request(policy.contract, policy.card.modes(policy.contract)[0], seed)
+            noise = np.random.default_rng(seed)
+            seen = {
+                name: noise.integers(0, 256, (-(-h // 16), -(-w // 16), 3), np.uint8)
+                .repeat(16, 0).repeat(16, 1)[:h, :w]
+                for name, (h, w, _) in ((n, i.shape) for n, i in blank.observation.images.items())
+            }  # fmt: skip
+            policy.infer(replace(blank, observation=replace(blank.observation, images=seen)))
+    finally:
+        policy.runner = before
+    lead, width = policy.codec.lead, policy.contract.model.width
+    return [rows[lead:, :width] for rows in recorder.rows]
+
+
+def admit(policy: WorldActionPolicy, engine: Engine) -> ActionError:
+    """Lets a quantized engine serve a policy whose card allows what it costs, and frees the plain weights.
+
+    Raises CheckpointError where the card names no limit, or the error is past it.
+    """
+    limit = policy.card.bounds.quantized_error
+    if limit is None:
+        raise CheckpointError(
+            f"the card of {policy.card.name} does not say how far quantization may move an action",
+            seen="no quantized_error in [bounds]",
+            expected="the largest mean |Δ| of any action dimension, in model units",
+            fix="score the quantized policy, then add it to the card; or --quantize none",
+        )
+    plain = Plain(policy.vae, policy.network.device)
+    found = action_error(measure(policy, plain), measure(policy, engine))
+    logger.info("%s against %s:\n%s", engine.options.quantize, policy.network.dtype, "\n".join(found.lines()))
+    check_quantized(found, limit, engine.options.quantize)
+    release_plain_weights(engine.tower)
     return found

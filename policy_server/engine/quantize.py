@@ -59,7 +59,7 @@ def quantize_fp8(tower: Tower) -> None:
             "no FP8 arithmetic here",
             seen=f"{device}, compute capability {capability[0]}.{capability[1]}",
             expected="an NVIDIA GPU of capability 8.9 or more (Ada, Hopper, Blackwell)",
-            fix="--engine.quantize int8, or none",
+            fix="--quantize int8, or none",
         )
     try:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
