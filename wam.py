@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "check episode": ("wamserve.embodiments.cli:check_episode", "what is suspicious in a recorded episode"),
     "infer": ("wamserve.policy_server.cli:infer", "answer one request from files on disk"),
     "serve": ("wamserve.policy_server.serve:serve", "serve a policy to robots and simulators"),
+    "bench": ("wamserve.policy_server.engine.cli:bench", "measure where a request's milliseconds go"),
     "replay": ("wamserve.policy_server.serve:replay", "send recorded requests again and compare"),
     "eval": ("wamserve.sim_eval.cli:eval_verb", "score a policy on simulator tasks by rolling it out"),
     "score": ("wamserve.sim_eval.results_cli:score", "compute a run's scores again from its recordings"),

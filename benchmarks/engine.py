@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="the plain path too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wamserve-bench-") as scratch:
@@ -70,7 +71,7 @@ def main() -> int:
         if folder is None:
             folder = write_random_checkpoint(Path(scratch), args.preset)
             shorten_prompts(folder)
-        found = versus(folder, args.rounds, args.device, args.dtype, {"compile": args.compile})
+        found = versus(folder, args.rounds, args.device, args.dtype, {"compile": args.compile}, args.plain)
     print_versus(found)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -63,6 +63,16 @@ class Engine:
                 layer.compile(dynamic=False)
         self.batched = options.branches == "batched" or (options.branches == "auto" and cuda)
         self.merged = options.attention == "merged" or (options.attention == "auto" and self.stages)
+        fits = not cuda and network.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        if options.attention == "blocked" and not fits:
+            raise RequestError(
+                "blocked attention is for fp32 on a CPU", seen=f"{network.dtype} on {network.device}",
+                expected="sliced",
+            )  # fmt: skip
+        alone = fits and torch.get_num_threads() == 1 and not options.compile
+        self.blocked = options.attention == "blocked" or (options.attention == "auto" and alone)
+        for layer in self.tower.layers:
+            layer.blocked = self.blocked  # type: ignore[assignment]
         if self.stages and not self.merged:
             raise RequestError(
                 "a graph cannot slice at the prompt's length", seen="attention=sliced with graphs",
@@ -157,7 +167,7 @@ class Engine:
         """What a person asks about a running engine, as plain data."""
         return {
             "branches": "parallel" if self.ranks else "batched" if self.batched else "split",
-            "attention": "merged" if self.merged else "sliced",
+            "attention": "merged" if self.merged else "blocked" if self.blocked else "sliced",
             "graphs": self.stages,
             "compiled": self.options.compile,
             "quantized": self.options.quantize,

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from wamserve.action_codec.errors import RequestError
 
 Branches = Literal["auto", "batched", "split"]
-Attention = Literal["auto", "sliced", "merged"]
+Attention = Literal["auto", "sliced", "blocked", "merged"]
 Quantize = Literal["none", "int8", "fp8"]
 
 
@@ -21,7 +21,8 @@ class EngineOptions:
     branches: Branches = "auto"
     # sliced: one attention over [prompt; generation], cut at the prompt's length, which is read on the host.
     # merged: two attentions joined by their log-sum-exp; the length is data on the device, so a graph serves
-    # every prompt of its bucket. auto: merged where graphs are captured, else sliced.
+    # every prompt of its bucket. blocked: sliced, by oneDNN, for fp32 on one CPU thread.
+    # auto: merged where graphs are captured, else blocked where it fits, else sliced.
     attention: Attention = "auto"
     graphs: bool = True  # capture whole calls, on CUDA; nothing on a CPU
     max_calls: int = 8  # shapes with buffers (and graphs) of their own; the next ones run without

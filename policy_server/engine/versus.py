@@ -108,9 +108,9 @@ class Theirs:
 
 def versus(
     folder: Path, rounds: int = 5, device: str = "auto", dtype: str = "auto",
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None, with_plain: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """`rounds` interleaved calls of diffusers, the plain path, the engine, and it with Edge's interval.
+    """`rounds` interleaved calls of diffusers, the engine, it with Edge's interval.
 
     Seconds per round, medians, ratios to diffusers, and the largest difference of the actions.
     """
@@ -131,6 +131,8 @@ def versus(
         "engine": lambda picture, seed: ours(picture, seed, full),
         "engine, guidance interval": lambda picture, seed: ours(picture, seed, first),
     }
+    if not with_plain:
+        del calls["plain"]
     picture = _picture(0)
     for name, call in calls.items():
         if name != "diffusers":  # its first call is as slow as any; ours compile, capture and fill the cache

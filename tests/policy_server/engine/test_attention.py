@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wamserve.policy_server.engine.attention import MASKED, attend_merged, attend_sliced
+from wamserve.policy_server.engine.attention import MASKED, attend_blocked, attend_merged, attend_sliced
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
@@ -29,6 +29,8 @@ def test_merged_and_sliced_equal_attention_over_the_concatenation(heads, groups)
     expected = torch.cat(want)
     merged = attend_merged(query, keys, values, bucket, bias)
     sliced = attend_sliced(query, keys, values, bucket, lengths)
+    blocked = attend_blocked(query, keys, values, bucket, lengths)
+    torch.testing.assert_close(blocked, expected, rtol=0, atol=2e-6)
     torch.testing.assert_close(merged, expected, rtol=0, atol=2e-6)
     torch.testing.assert_close(sliced, expected, rtol=0, atol=2e-6)
 

@@ -31,7 +31,7 @@ def worst(plain, got):
 
 
 @pytest.mark.parametrize("branches", ["batched", "split"])
-@pytest.mark.parametrize("attention", ["sliced", "merged"])
+@pytest.mark.parametrize("attention", ["sliced", "blocked", "merged"])
 @pytest.mark.parametrize(
     "guidance", [Guidance(3.0), FIRST_STEP, Guidance(1.0), Guidance(3.0, video_scale=1.0)]
 )
@@ -46,7 +46,7 @@ def test_every_mode_equals_the_plain_path(network, compare, mode):
     assert worst(plain, got) < EXACT
 
 
-@pytest.mark.parametrize("attention", ["sliced", "merged"])
+@pytest.mark.parametrize("attention", ["sliced", "blocked", "merged"])
 def test_a_batch_of_unlike_prompts_prefixes_and_domains_equals_the_plain_path(network, compare, attention):
     plans = [make_plan(), make_plan(frozen=3), make_plan(domain=4, raw_action_dim=10), make_plan()]
     for branches in ("batched", "split"):
@@ -62,7 +62,7 @@ def test_the_last_layer_without_video_rows_changes_no_action(network, compare):
     assert worst(plain, got) < EXACT
 
 
-@pytest.mark.parametrize("attention", ["sliced", "merged"])
+@pytest.mark.parametrize("attention", ["sliced", "blocked", "merged"])
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 128])
 def test_prompts_at_the_edges_of_a_bucket_are_exact(nano, compare, attention, length):
     plain, got, _ = compare(nano, lengths=(length,), attention=attention)
