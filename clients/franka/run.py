@@ -145,19 +145,12 @@ def limits_of(options: FrankaOptions) -> Any:
 
 def arm_of(options: FrankaOptions, limits: Any) -> Any:
     """The ArmBackend asked for, not connected yet."""
-    from wamserve.clients.franka.backends import (
-        GAINS,
-        IMPEDANCE,
-        POSITION,
-        DryRunArm,
-        ImpedanceArm,
-        PositionArm,
-    )
+    from wamserve.clients.franka.arm import IMPEDANCE, POSITION, DryRunArm
+    from wamserve.clients.franka.backends import GAINS, ImpedanceArm, PositionArm
 
     if options.dry_run:
-        return DryRunArm(
-            {"position": POSITION, "impedance": IMPEDANCE}[options.backend], np.array(HOME), lag=0.05
-        )
+        drive = {"position": POSITION, "impedance": IMPEDANCE}[options.backend]
+        return DryRunArm(drive, np.array(HOME), lag=0.05)
     if not options.robot_ip:
         raise ContractError("an arm has an address", fix="--robot-ip 172.16.0.2, or --dry-run")
     if options.backend == "position":
@@ -237,5 +230,7 @@ def preview(options: FrankaOptions, q: np.ndarray, tool_at: Callable[[np.ndarray
         f"Then the policy moves it: {options.instruction!r}, up to {options.velocity:g} rad/s and "
         f"{options.tcp_speed:g} m/s, inside {options.workspace_low} .. {options.workspace_high} m."
     )
+    still = " and does not move; name one with --gripper" if options.gripper == "dry-run" else ""
+    lines.append(f"The gripper is {options.gripper}{still}.")
     lines.append("Space, Enter, q or Ctrl-C stop it. Keep the emergency stop in your hand.")
     return "\n".join(lines)

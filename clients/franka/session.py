@@ -13,7 +13,7 @@ import numpy as np
 
 from wamserve.action_codec.errors import ContractError
 from wamserve.action_codec.gripper import gripper_from_open_fraction
-from wamserve.clients.franka.backends import ArmBackend, ArmFault, ArmState
+from wamserve.clients.franka.arm import ArmBackend, ArmFault, ArmState
 from wamserve.clients.franka.gripper import GripperWorker
 from wamserve.clients.franka.limits import Array
 from wamserve.clients.franka.network import Ask, Got, Look, Pose, Ready, Trouble, blank_observation

@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 
-from wamserve.clients.franka.backends import ArmFault, PositionArm, limits_for
+from wamserve.clients.franka.arm import ArmFault
+from wamserve.clients.franka.backends import PositionArm, limits_for
 from wamserve.clients.franka.kinematics import link_poses
 from wamserve.clients.franka.run import HOME
 from wamserve.embodiments.contract import load

@@ -11,7 +11,8 @@ import pytest
 
 from wamserve.action_codec.errors import ContractError, WamError
 from wamserve.clients.franka import run as runs
-from wamserve.clients.franka.backends import DryRunArm, limits_for
+from wamserve.clients.franka.arm import POSITION, DryRunArm
+from wamserve.clients.franka.backends import limits_for
 from wamserve.clients.franka.cameras import CameraFault, camera_named
 from wamserve.clients.franka.governor import MotionRefused, SafetyGovernor
 from wamserve.clients.franka.operator import NotConfirmed, confirm
@@ -100,7 +101,7 @@ class BrokenArm(DryRunArm):
     """Stands in a reflex until somebody recovers it."""
 
     def __init__(self):
-        super().__init__(runs_drive(), np.array(runs.HOME))
+        super().__init__(POSITION, np.array(runs.HOME))
         self.calls = []
 
     def needs_recovery(self):
@@ -114,12 +115,6 @@ class BrokenArm(DryRunArm):
 
     def go_to(self, q, speed):
         self.calls.append("go_to")
-
-
-def runs_drive():
-    from wamserve.clients.franka.backends import POSITION
-
-    return POSITION
 
 
 def test_an_arm_in_a_reflex_is_never_recovered_without_the_word(monkeypatch, tmp_path):
