@@ -1,5 +1,6 @@
 """A loaded policy answers requests: end to end against the reference, and its promises one by one."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -57,40 +58,51 @@ def ask(picture=0, instruction="Push the T onto its goal.", x=200.0, mode="polic
 
 def test_a_request_through_the_whole_policy_equals_the_nvidia_server(shared):
     """Three camera views, state row, guidance, framework noise, the gripper turned twice."""
-    golden = np.load(shared / "golden/model/nano_policy_state.npz")
-    droid = load("droid_lerobot")
-    canvas = replace(droid.model.canvas, height=216, width=256, tier="256")
-    images = tuple(replace(image, height=144, width=256) for image in droid.wire.images)
+    files = sorted((shared / "golden/model").glob("*_policy_state.npz"))
+    assert files
+    for file in files:
+        golden = np.load(file)
+        policy = served_droid(shared / "golden/model" / f"tiny-{file.stem.split('_')[0]}", golden)
+        views = {"wrist": "wrist", "exterior_1": "ext1", "exterior_2": "ext2"}
+        state = {
+            "joint_position": golden["joint_position"],
+            "gripper_position": golden["gripper_position"].reshape(1),
+        }
+        task = json.loads(str(golden["cond_prompt_json"]))["actions"][0]["description"]
+        seen = Observation({name: golden[key] for name, key in views.items()}, state, task.removesuffix("."))
+        request = Request(seen, seed=int(golden["seed"]))
+        job = policy.prepare(request)
+        assert job.prompt == str(golden["cond_prompt_json"])
+        prediction = policy.infer(request)
+        guided = sum(bool(golden[f"step{k}/used_cfg"]) for k in range(4))
+        assert prediction.seed == int(golden["seed"]) and prediction.ledger.forwards == 4 + guided
+        worst = np.abs(prediction.chunk.actions - golden["final_action"]).max()
+        print(f"max |difference| {worst:.1e} of {np.abs(golden['final_action']).max():.1f}")
+        assert worst < 2e-5
+
+
+def served_droid(folder, golden):
+    """The DROID policy at the size and chunk of a recorded server call."""
+    droid, chunk = load("droid_lerobot"), int(golden["chunk_size"])
+    (height, width), view = golden["canvas"].shape[:2], golden["wrist"].shape
+    canvas = replace(droid.model.canvas, height=height, width=width, tier="256")
+    images = tuple(replace(image, height=view[0], width=view[1]) for image in droid.wire.images)
     contract = replace(
         droid,
-        model=replace(droid.model, chunk=8, canvas=canvas),
-        wire=replace(droid.wire, chunk=8, images=images),
+        model=replace(droid.model, chunk=chunk, canvas=canvas),
+        wire=replace(droid.wire, chunk=chunk, images=images),
     )
-    opened = open_checkpoint(shared / "golden/model/tiny-nano")
-    cpu = torch.device("cpu")
-    policy = WorldActionPolicy(
+    card, bounds = shipped_cards()["random-weights"], golden["guidance_interval"]
+    interval = None if np.isnan(bounds).any() else tuple(map(float, bounds))
+    card = replace(card, policy=replace(card.policy, guidance=float(golden["guidance"]), interval=interval))
+    opened, cpu = open_checkpoint(folder), torch.device("cpu")
+    return WorldActionPolicy(
         load_network(opened, cpu, torch.float32, lambda *_: None),
         load_vae(opened, cpu, torch.float32),
         load_tokenizer(opened.tokenizer_folder, opened.config.vocab_size),
         contract,
-        shipped_cards()["random-weights"],
+        card,
     )
-    views = {"wrist": "wrist", "exterior_1": "ext1", "exterior_2": "ext2"}
-    state = {
-        "joint_position": golden["joint_position"],
-        "gripper_position": golden["gripper_position"].reshape(1),
-    }
-    seen = Observation(
-        {name: golden[key] for name, key in views.items()}, state, "Put the banana in the bowl"
-    )
-    request = Request(seen, seed=int(golden["seed"]))
-    job = policy.prepare(request)
-    assert job.prompt == str(golden["cond_prompt_json"])
-    prediction = policy.infer(request)
-    assert prediction.seed == int(golden["seed"]) and prediction.ledger.forwards == 8
-    worst = np.abs(prediction.chunk.actions - golden["final_action"]).max()
-    print(f"max |difference| {worst:.1e} of {np.abs(golden['final_action']).max():.1f}")
-    assert worst < 2e-5
 
 
 def test_it_is_a_batch_policy_and_says_what_it_is(policy):
