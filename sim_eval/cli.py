@@ -14,7 +14,7 @@ from wamserve.sim_eval.clock import Latency
 
 def eval_verb(
     target: Annotated[str, tyro.conf.Positional],
-    policy: str,
+    policy: tuple[str, ...],
     episodes: int = 50,
     repeats: int = 1,
     first_init: int = 0,
@@ -38,10 +38,12 @@ def eval_verb(
     """Score a policy on SUITE or SUITE/TASK by rolling it out.
 
     The same command resumes a run that was cut short; a finished run is left as it is.
+    Several policies, such as the checkpoints of one training, are scored one after another under one
+    protocol: RUN/POLICY for each, RUN/index.html with the curve over iterations.
 
     Args:
         target: robosuite, two_cubes, pusht, libero_spatial ..., gym/ENV_ID, or one task: robosuite/Lift.
-        policy: oracle, noop, ws://host:port, module:function, or a checkpoint folder or Hub id.
+        policy: oracle, noop, ws://host:port, module:function, or a checkpoint folder or Hub id; or several.
         episodes: per task, all repeats counted.
         repeats: rollouts of every initial state, with different policy seeds.
         first_init: index of the first initial state.
@@ -56,16 +58,20 @@ def eval_verb(
         max_steps: policy steps until an episode counts as failed; default: the suite's own.
         python: interpreter of the workers, such as one made by `wam sims install libero --physics 1.4.0`.
         executor: "ray" runs the same episodes on a Ray cluster.
-        run: run directory; default: one named after the protocol, under runs/.
+        run: run directory, or that of all runs; default: one named after what is asked, under runs/.
         sweep: score every cell of sweep_horizons x sweep_latencies: the success-latency surface.
     """
+    from wamserve.action_codec.errors import TaskError
+    from wamserve.sim_eval.curve import run_curve
     from wamserve.sim_eval.evaluate import Plan
     from wamserve.sim_eval.progress import run_with_progress
     from wamserve.sim_eval.sweep import run_sweep
 
+    if sweep and len(policy) > 1:
+        raise TaskError("a surface is of one policy", seen=", ".join(policy), fix="one command for each")
     plan = Plan(
         target=target,
-        policy=policy,
+        policy=policy[0],
         episodes=episodes,
         repeats=repeats,
         first_init=first_init,
@@ -82,9 +88,15 @@ def eval_verb(
         max_steps=max_steps,
         python=python or sys.executable,
     )
-    if sweep:
-        return run_sweep(plan, run, sweep_horizons, sweep_latencies)
-    return run_with_progress(plan, run)
+    try:
+        if sweep:
+            return run_sweep(plan, run, sweep_horizons, sweep_latencies)
+        if len(policy) > 1:
+            return run_curve(plan, run, policy)
+        return run_with_progress(plan, run)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes")
+        return 130
 
 
 def check_task_verb(

@@ -20,7 +20,7 @@ def headline(outcome: Outcome) -> str:
 
 
 def run_with_progress(plan: Plan, run: Path | None) -> int:
-    """Evaluates with a bar; 0 when the run is finished, 130 when it was interrupted."""
+    """Evaluates with a bar; 0 when the run is finished."""
     console = Console(highlight=False)
     console.print(
         f"wam eval: {plan.target}, {plan.episodes} episodes a task by {plan.policy},"
@@ -28,17 +28,13 @@ def run_with_progress(plan: Plan, run: Path | None) -> int:
         f" seed {plan.seed}, {plan.workers or 'no'} workers, render {plan.profile}",
         soft_wrap=True,
     )
-    try:
-        outcome = _evaluate(plan, run, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command resumes")
-        return 130
+    outcome = evaluate_with_bar(plan, run, console)
     console.print(headline(outcome), soft_wrap=True)
     console.print(f"run: {outcome.run}", soft_wrap=True)
     return 0
 
 
-def _evaluate(plan: Plan, run: Path | None, console: Console) -> Outcome:
+def evaluate_with_bar(plan: Plan, run: Path | None, console: Console) -> Outcome:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

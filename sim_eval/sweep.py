@@ -12,7 +12,7 @@ from rich.table import Table
 
 from wamserve.sim_eval.clock import Latency
 from wamserve.sim_eval.evaluate import Outcome, Plan
-from wamserve.sim_eval.progress import _evaluate
+from wamserve.sim_eval.progress import evaluate_with_bar
 
 
 def run_sweep(plan: Plan, run: Path | None, horizons: Sequence[int], latencies: Sequence[float]) -> int:
@@ -33,7 +33,7 @@ def run_sweep(plan: Plan, run: Path | None, horizons: Sequence[int], latencies: 
     for horizon in horizons:
         for latency in latencies:
             cell = replace(plan, horizon=horizon, latency=Latency(latency))
-            cells[horizon, latency] = _evaluate(cell, run / f"h{horizon}-l{latency:g}", console)
+            cells[horizon, latency] = evaluate_with_bar(cell, run / f"h{horizon}-l{latency:g}", console)
     surface = {
         "target": plan.target,
         "policy": plan.policy,

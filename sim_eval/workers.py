@@ -26,6 +26,9 @@ THREADS = {
     name: "1" for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 }
 MAX_CRASHES = 2  # of workers, per episode, before the run gives up
+# How long the first question may wait for the others, in parts of the policy's last answering time: no
+# policy is held up by more than half, and one that answers at once is asked at once.
+GATHER = 0.5
 Make = Callable[[str], Task]
 
 
@@ -87,7 +90,7 @@ class Crew:
     def run(
         self, policy: Policy, loop: Loop, items: Sequence[WorkItem], one_by_one: bool = False
     ) -> Iterator[Episode]:
-        """Episodes as they finish. Questions that wait at the same time share one infer_batch.
+        """Episodes as they finish. Questions of all workers gather into one infer_batch (see GATHER).
 
         `one_by_one` asks singly, for policies whose answers may depend on their neighbours in a batch.
         """
@@ -97,18 +100,27 @@ class Crew:
             worker.job = "loop"
         self._left = deque(("run", item) for item in items)
         most = 1 if one_by_one else self._max_batch
+        questions: list[tuple[_Worker, Request]] = []
+        gather_s, until = 0.0, 0.0  # longest wait, and when it ends by time.perf_counter()
         while any(worker.job is not None for worker in self._workers):
-            questions: list[tuple[_Worker, Request]] = []
-            for worker, kind, payload in self._heard():
+            for worker, kind, payload in self._heard(until - time.perf_counter() if questions else None):
                 if kind == "ask":
+                    if not questions:
+                        until = time.perf_counter() + gather_s
                     questions.append((worker, payload))
                     continue
                 _refuse_unless(kind in ("episode", "ready"), kind, payload, worker.job)
                 self._next(worker)
                 if kind == "episode":
                     yield payload
-            for first in range(0, len(questions), most):
-                self._answer(policy, questions[first : first + most])
+            if not questions or (time.perf_counter() < until and self._thinking(questions)):
+                continue
+            start = time.perf_counter()
+            batches = [questions[first : first + most] for first in range(0, len(questions), most)]
+            for batch in batches:
+                self._answer(policy, batch)
+            gather_s = 0.0 if one_by_one else GATHER * (time.perf_counter() - start) / len(batches)
+            questions = []
 
     def close(self) -> None:
         for worker in self._workers:
@@ -120,6 +132,11 @@ class Crew:
                 worker.process.kill()
                 worker.process.wait()
         self._workers = []
+
+    def _thinking(self, questions: list[tuple[_Worker, Request]]) -> bool:
+        """Whether a worker is under way that has not asked yet."""
+        asked = {id(worker) for worker, _ in questions}
+        return any(worker.job is not None and id(worker) not in asked for worker in self._workers)
 
     def _answer(self, policy: Policy, taken: list[tuple[_Worker, Request]]) -> None:
         start = time.perf_counter()
@@ -145,10 +162,10 @@ class Crew:
             worker.task = _task_of(job)
             self._say(worker, job)
 
-    def _heard(self) -> Iterator[tuple[_Worker, str, Any]]:
-        """Everything said by now; waits for the first word."""
+    def _heard(self, timeout_s: float | None = None) -> Iterator[tuple[_Worker, str, Any]]:
+        """Everything said by now; waits for the first word, so long."""
         by_pipe = {worker.pipe: worker for worker in self._workers if worker.job is not None}
-        for pipe in wait(list(by_pipe)):
+        for pipe in wait(list(by_pipe), None if timeout_s is None else max(timeout_s, 0.0)):
             worker = by_pipe[pipe]  # type: ignore[index]
             try:
                 kind, payload = worker.pipe.recv()

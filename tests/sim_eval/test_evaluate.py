@@ -135,28 +135,50 @@ def test_a_simulator_that_dies_has_its_episode_run_again(tmp_path):
 
 
 class Counting(NoopPolicy):
-    """Notes how many questions came together."""
+    """Costs the same for one question as for many; notes how many came together."""
 
     def __init__(self, contract):
         super().__init__(contract)
         self.batches = []
 
+    def infer(self, request):
+        return self.infer_batch([request])[0]
+
     def infer_batch(self, requests):
         self.batches.append(len(requests))
-        time.sleep(0.02)  # while one batch is answered the other workers' questions gather
-        return [self.infer(request) for request in requests]
+        time.sleep(0.1)
+        return [NoopPolicy.infer(self, request) for request in requests]
 
 
-def test_questions_that_wait_together_are_answered_in_one_batch(tmp_path):
+def test_the_questions_of_all_workers_gather_into_one_batch(tmp_path):
     from wamserve.embodiments.contract import load
 
-    policy = Counting(load("pusht"))
-    evaluate(replace(PLAN, workers=3, episodes=9, horizon=2), tmp_path / "run", policy=policy)
-    assert max(policy.batches) > 1
+    policy, quiet = Counting(load("pusht")), NoopPolicy(load("pusht"))
+    plan = replace(PLAN, episodes=6, horizon=2, deterministic=False)
+    evaluate(replace(plan, workers=3), tmp_path / "run", policy=policy)
     with RunStore.open(tmp_path / "run") as run:
         batch = [chunk.batch for row in run.episodes() for chunk in run.chunks(row.id)]
     assert sum(policy.batches) == len(batch)
-    assert max(batch) == max(policy.batches)
+    assert max(batch) == max(policy.batches) == 3
+    assert sum(policy.batches) / len(policy.batches) > 2
+    evaluate(plan, tmp_path / "alone", policy=quiet)
+    same(contents(tmp_path / "alone"), contents(tmp_path / "run"))
+
+
+def test_deterministic_mode_asks_singly_unless_the_policy_says_batches_change_nothing(tmp_path):
+    from wamserve.embodiments.contract import load
+
+    class Undeclared(Counting):
+        describe = None
+
+        def __getattribute__(self, name):
+            if name == "describe":
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    policy = Undeclared(load("pusht"))
+    evaluate(replace(PLAN, workers=2, episodes=2), tmp_path / "run", policy=policy)
+    assert set(policy.batches) == {1}
 
 
 def command(run, episodes):

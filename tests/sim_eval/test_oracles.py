@@ -67,7 +67,7 @@ def test_the_wrong_instruction_lifts_the_wrong_cube_and_fails():
             return super().infer(replace(request, observation=replace(seen, instruction=told)))
 
     contract = load("panda_osc")
-    options = {"privileged": False, "images": True}
+    options = {"count": 2, "privileged": False, "images": True}
     assert all(successes("two_cubes/red", "panda_osc", SeeingPolicy(contract), **options))
     assert not any(successes("two_cubes/red", "panda_osc", Contrary(contract), **options))
 
@@ -87,7 +87,7 @@ def test_noise_leaves_the_path_and_the_oracle_comes_back():
 
 def test_a_finger_axis_has_no_sign():
     x = np.array([1.0, 0.0])
-    assert turn_between(x, np.array([0.0, 1.0])) == pytest.approx(np.pi / 2)
+    assert abs(turn_between(x, np.array([0.0, 1.0]))) == pytest.approx(np.pi / 2)  # either way round
     for angle in (0.3, -0.3):
         wanted = np.array([np.cos(angle), np.sin(angle)])
         assert turn_between(x, wanted) == pytest.approx(angle)
@@ -127,6 +127,7 @@ def test_a_cube_is_found_where_it_is_and_not_in_broken_pictures():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["robosuite/Lift", "two_cubes/red", "pusht/PushT"])
 def test_every_check_of_a_task_passes(name):
     failed = [finding for finding in check_task(name, episodes=3) if finding.passed is False]
@@ -148,10 +149,10 @@ def test_the_oracle_served_over_the_websocket_is_evaluated_like_any_policy(tmp_p
     try:
         url = next(line.split()[-1] for line in server.stdout if line.startswith("ready at"))
         plan = Plan(
-            *("robosuite/Lift", url, 3, 1, 0, 2, 0, Latency(0.0), 8, "switch", None, "fast", True, False)
+            *("robosuite/Lift", url, 2, 1, 0, 1, 0, Latency(0.0), 8, "switch", None, "fast", True, False)
         )
         outcome = evaluate(plan, tmp_path / "run")
-        assert outcome.successes == 3
+        assert outcome.successes == 2
         with RunStore.open(outcome.run) as run:
             assert run.info.protocol.policy.name == "oracle"
             recording = run.recording(run.episodes()[0])
@@ -163,7 +164,7 @@ def test_the_oracle_served_over_the_websocket_is_evaluated_like_any_policy(tmp_p
 
 def test_noop_fails_where_the_oracle_succeeds():
     assert not any(
-        successes("robosuite/Lift", "panda_joint", NoopPolicy(load("panda_joint")), privileged=False)
+        successes("robosuite/Lift", "panda_joint", NoopPolicy(load("panda_joint")), 2, privileged=False)
     )
 
 
@@ -209,6 +210,7 @@ def test_a_libero_task_repeats_from_its_initial_state_and_its_oracle_solves_it(m
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
 def test_every_libero_task_loads_takes_its_initial_states_and_evaluates_success(meshes, suite):
     for name in catalog.task_names(suite):
