@@ -1,7 +1,9 @@
 """Two ranks, a guidance branch each, answer as one does; a rank that dies takes the other along, in words."""
 
+import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,9 +13,13 @@ import pytest
 import torch
 
 from wamserve.action_codec.errors import RequestError
+from wamserve.embodiments.contract import load
+from wamserve.policy_server.blank import blank_request
 from wamserve.policy_server.engine.engine import Engine
 from wamserve.policy_server.engine.options import EngineOptions
 from wamserve.policy_server.sampling.guidance import Guidance
+from wamserve.policy_server.serving.engine import Engine as EngineGroup
+from wamserve.policy_server.serving.engine import EngineSpec
 
 from .conftest import NoVAE
 
@@ -65,3 +71,36 @@ def test_one_process_alone_is_refused(nano, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(RequestError, match="guidance runs in parallel on two ranks; seen: WORLD_SIZE 1"):
         Engine(nano, NoVAE(), EngineOptions(cfg_parallel=True))
+
+
+def test_a_server_of_two_ranks_answers_and_comes_back_when_one_is_killed():
+    """The robot's socket stays; its request fails in words, and the next ones are answered again."""
+    asyncio.run(_kill_a_rank())
+
+
+async def _kill_a_rank():
+    options = {
+        "preset": "tiny-nano",
+        "embodiment": "pusht",
+        "engine": {"cfg_parallel": True},
+        "device": "cpu",
+    }
+    spec = EngineSpec("wamserve.policy_server.load:random_policy", options, ranks=2, backoff_s=0.05)
+    request = blank_request(load("pusht"), seed=1)
+    engine = EngineGroup(spec)
+    engine.start()
+    try:
+        async with asyncio.timeout(120):
+            await engine.ready.wait()
+        before = await engine.infer([request])
+        assert before.results[0].ledger.forwards == 4, "eight forwards, two at a time"
+        os.kill(engine.pids[1], signal.SIGKILL)
+        async with asyncio.timeout(120):
+            while engine.ready.is_set():
+                await asyncio.sleep(0.01)
+            assert engine.restarts == 1 and "died (signal SIGKILL)" in str(engine.error)
+            await engine.ready.wait()
+        after = await engine.infer([request])
+        assert (before.results[0].chunk.actions == after.results[0].chunk.actions).all()
+    finally:
+        await engine.stop()
