@@ -15,11 +15,13 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q torch==2.13.0
 	$(BIN)/pip install -q -e '.[server,sim,train,test]'
-	# robosuite and hf-libero pin each other out and pull CUDA builds: their needs are in [sim] instead.
-	$(BIN)/pip install -q --no-deps robosuite==1.5.2 hf-libero==0.1.4 gym-pusht==0.1.8 bddl==1.0.1
-	# The report is tested in a browser. Without root the test skips and says so.
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
-	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; fi || true
+	$(BIN)/wam sims install libero --no-assets >/dev/null
+	$(BIN)/wam sims install pusht >/dev/null
+	# Headless OpenGL for the simulators; a browser for the report's test, which skips without one.
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  dpkg -s libegl1 libgl1-mesa-dri >/dev/null 2>&1 && command -v chromium >/dev/null || { \
+	  apt-get update -qq && \
+	  apt-get install -qq -y --no-install-recommends libegl1 libgl1-mesa-dri chromium; }; fi || true
 	touch $@
 
 # The real openpi client and server, apart because they pin numpy < 2; they run with numpy 2 all the same.
