@@ -18,6 +18,7 @@ from wamserve.clients.policy import ActionChunk, Observation, Policy, Prediction
 from wamserve.embodiments.contract import Embodiment
 from wamserve.sim_eval import catalog, policies, seeds
 from wamserve.sim_eval.check_fit import check_fit
+from wamserve.sim_eval.oracles.pick_place import OSC_RADIANS
 from wamserve.sim_eval.oracles.policy import oracle_for
 from wamserve.sim_eval.oracles.seeing import SeeingPolicy, find
 from wamserve.sim_eval.rollout import Loop
@@ -30,6 +31,7 @@ SEEING = ("robosuite/Lift", "two_cubes/red", "two_cubes/green")
 LEAST = {"libero_spatial": 0.5, "libero_object": 0.5, "robosuite/PickPlaceCan": 0.5}
 COLLAPSED = 0.25  # a broken convention may still succeed this often, by luck
 OFF_AXIS = 0.028  # of the picture, some 2 cm on the table
+TURN = 0.25  # rad that an episode must turn the hand for a mistake in rotations to show
 RATE_ERROR = 6  # 10 Hz for 60 Hz, the field's own mistake
 
 Rows = Callable[[np.ndarray], np.ndarray]
@@ -241,6 +243,11 @@ def _oracle(here: Here, name: str, contract: Embodiment, items: list[WorkItem]) 
     task, longest = here.task(name), max(episode.steps for episode in episodes if episode.success)
     full = task.spec
     for mistake, rows in action_mistakes(contract).items():
+        if mistake.startswith("rotation") and (turn := _least_turn(episodes)) < TURN:
+            # A round object is taken as the hand comes: rotations that are hardly used cannot be wrong.
+            detail = f"an episode here turns the hand by only {turn:.2f} rad; choose a task that turns it"
+            yield Finding(f"{mistake}: collapses", None, detail)
+            continue
         asked = loop
         if mistake.startswith("rate"):
             # Slowness shows in time: whole chunks, and no more than twice the steps the task really needs.
@@ -249,6 +256,15 @@ def _oracle(here: Here, name: str, contract: Embodiment, items: list[WorkItem]) 
         broken = _rate(here, Broken(oracle, rows=rows), asked, items)
         task.spec = full
         yield Finding(f"{mistake}: collapses", broken <= COLLAPSED * rate, f"{broken:.0%} against {rate:.0%}")
+
+
+def _least_turn(episodes: Sequence[Episode]) -> float:
+    """rad: the whole way the hand is told to turn, in the successful episode that turns it least."""
+    return min(
+        OSC_RADIANS * float(np.abs(episode.recording["actions"][:, 3:6]).sum())
+        for episode in episodes
+        if episode.success
+    )
 
 
 def _knows(here: Here, name: str) -> bool:

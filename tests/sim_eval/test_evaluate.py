@@ -247,3 +247,13 @@ def test_the_first_line_says_what_runs_and_the_last_where_it_lies(tmp_path):
     assert lines[0].startswith("wam eval: pusht, 2 episodes a task by noop")
     assert lines[-1] == f"run: {tmp_path / 'run'}"
     assert "0/2 = 0.0 % (95 % Wilson 0.0 .. 65.8)" in lines[-2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_ray_cluster_runs_the_same_episodes_to_the_same_results(tmp_path):
+    pytest.importorskip("ray")
+    plan = replace(PLAN, policy="noop", episodes=3, workers=2)
+    evaluate(replace(plan, executor="ray"), tmp_path / "ray")
+    evaluate(replace(plan, workers=0), tmp_path / "here")
+    same(contents(tmp_path / "here"), contents(tmp_path / "ray"))
