@@ -109,6 +109,7 @@ def test_bf16_on_a_cpu_stays_near_fp32(compare):
     assert ours < 1.5 * spread + 1e-3
 
 
+@pytest.mark.slow
 def test_a_compiled_layer_equals_the_plain_path(compare):
     network = make_network("tiny-nano")
     plain, got, _ = compare(network, compile=True, guidance=FIRST_STEP)
