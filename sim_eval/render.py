@@ -99,5 +99,6 @@ class Cameras:
         return np.ascontiguousarray(rows[ORIENTATIONS[orientation]])
 
     def close(self) -> None:
+        self._gl.make_current()  # or free() takes the names of another context's textures and lists
         self._context.free()
         self._gl.free()

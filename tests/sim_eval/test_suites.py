@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
@@ -203,24 +205,44 @@ def test_a_wire_half_that_asks_for_an_unknown_camera_is_refused():
         catalog.make("robosuite/Lift", odd)
 
 
-def test_pictures_are_those_robosuite_itself_renders(lift):
-    """Against robosuite's own offscreen renderer, bit for bit. Last here: its GL context dies untidily."""
-    import robosuite
+THEIRS = """
+import sys
+import numpy as np
+import robosuite
 
+arrays = np.load(sys.argv[1])
+own = robosuite.make(
+    "Lift",
+    robots="Panda",
+    has_renderer=False,
+    has_offscreen_renderer=True,
+    use_camera_obs=False,
+    hard_reset=False,  # another reset would draw another size of cube
+    seed=0,
+)
+own.reset()
+own.sim.set_state_from_flattened(arrays["state"])
+own.sim.forward()
+views = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+np.savez(sys.argv[2], **{
+    view: own.sim.render(camera_name=camera, height=arrays[view][0], width=arrays[view][1])[::-1]
+    for view, camera in views.items()
+})
+"""
+
+
+def test_pictures_are_those_robosuite_itself_renders(lift, tmp_path):
+    """Against robosuite's own offscreen renderer, bit for bit, in a process that has no other GL context."""
+    from wamserve.sim_eval.render import choose_gl
+
+    choose_gl()
     lift.reset(0, 5)
-    own = robosuite.make(
-        "Lift",
-        robots="Panda",
-        has_renderer=False,
-        has_offscreen_renderer=True,
-        use_camera_obs=False,
-        hard_reset=False,  # another reset would draw another size of cube
-        seed=0,
+    asked, drawn = tmp_path / "asked.npz", tmp_path / "drawn.npz"
+    np.savez(asked, state=lift.sim_state(), **{name: (h, w) for name, h, w in lift.spec.views})
+    done = subprocess.run(
+        [sys.executable, "-c", THEIRS, str(asked), str(drawn)], capture_output=True, text=True
     )
-    own.reset()
-    own.sim.set_state_from_flattened(lift.sim_state())
-    own.sim.forward()
-    for name, camera in (("agentview", "agentview"), ("wrist", "robot0_eye_in_hand")):
-        height, width = next((h, w) for n, h, w in lift.spec.views if n == name)
-        theirs = own.sim.render(camera_name=camera, height=height, width=width)[::-1]
-        np.testing.assert_array_equal(lift.render()[name], theirs)
+    assert drawn.is_file(), done.stderr
+    with np.load(drawn) as theirs:
+        for name, picture in lift.render().items():
+            np.testing.assert_array_equal(picture, theirs[name])
