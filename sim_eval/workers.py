@@ -27,8 +27,9 @@ THREADS = {
 }
 MAX_CRASHES = 2  # of workers, per episode, before the run gives up
 # How long the first question may wait for the others, in parts of the policy's last answering time: no
-# policy is held up by more than half, and one that answers at once is asked at once.
-GATHER = 0.5
+# policy is held up by more than half, and one that answers at once is asked at once. A wait that brought
+# fewer questions than its time was worth (slow simulators, quick policy) is not tried again for PAUSE calls.
+GATHER, PAUSE = 0.5, 8
 Make = Callable[[str], Task]
 
 
@@ -101,26 +102,32 @@ class Crew:
         self._left = deque(("run", item) for item in items)
         most = 1 if one_by_one else self._max_batch
         questions: list[tuple[_Worker, Request]] = []
-        gather_s, until = 0.0, 0.0  # longest wait, and when it ends by time.perf_counter()
+        gather_s, since, until = 0.0, 0.0, 0.0  # longest wait; its beginning and end by time.perf_counter()
+        first_came, pause = 0, 0
         while any(worker.job is not None for worker in self._workers):
             for worker, kind, payload in self._heard(until - time.perf_counter() if questions else None):
                 if kind == "ask":
                     if not questions:
-                        until = time.perf_counter() + gather_s
+                        since = time.perf_counter()
+                        until = since + gather_s
                     questions.append((worker, payload))
                     continue
                 _refuse_unless(kind in ("episode", "ready"), kind, payload, worker.job)
                 self._next(worker)
                 if kind == "episode":
                     yield payload
+            first_came = first_came or len(questions)
             if not questions or (time.perf_counter() < until and self._thinking(questions)):
                 continue
             start = time.perf_counter()
             batches = [questions[first : first + most] for first in range(0, len(questions), most)]
             for batch in batches:
                 self._answer(policy, batch)
-            gather_s = 0.0 if one_by_one else GATHER * (time.perf_counter() - start) / len(batches)
-            questions = []
+            took = (time.perf_counter() - start) / len(batches)
+            wasted = gather_s > 0 and len(questions) * took < first_came * (took + start - since)
+            pause = PAUSE if wasted else max(pause - 1, 0)
+            gather_s = 0.0 if one_by_one or pause else GATHER * took
+            questions, first_came = [], 0
 
     def close(self) -> None:
         for worker in self._workers:
