@@ -82,10 +82,11 @@ class Plain:
         if "session_id" in fields and "endpoint" not in fields:
             self.typed_errors = True
         endpoint = fields.get("endpoint", "infer")
+        if not isinstance(endpoint, str) or endpoint not in ("infer", "reset"):
+            seen = endpoint[:40] if isinstance(endpoint, str) else type(endpoint).__name__
+            raise RequestError("unknown endpoint", seen=seen, expected="infer or reset")
         if endpoint == "reset":
             return self._reset(fields)
-        if endpoint != "infer":
-            raise RequestError("unknown endpoint", seen=str(endpoint)[:40], expected="infer or reset")
         form = self.form or self._detect(fields)
         request = self._request(form, fields)
         self.form = form  # a refused request settles nothing

@@ -382,6 +382,11 @@ _KEYS = st.sampled_from(
 )
 
 
+def test_an_endpoint_that_is_no_word_is_refused_by_name():
+    with pytest.raises(RequestError, match="unknown endpoint; seen: ndarray; expected: infer or reset"):
+        plain().receive(messages.packed({"endpoint": np.zeros((2, 2), np.uint8)}))
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.dictionaries(_KEYS, _VALUES, max_size=9), max_size=3), st.sampled_from(["/", "/roboarena"])
