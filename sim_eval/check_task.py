@@ -284,6 +284,9 @@ def _pictures(here: Here, name: str, contract: Embodiment, items: list[WorkItem]
     rate = _rate(here, SeeingPolicy(contract), loop, items)
     yield Finding("a policy that sees succeeds", rate == 1.0, f"{rate:.0%} of {len(items)}")
     for mistake, images in image_mistakes().items():
+        if "BGR" in mistake and "green" in name:
+            yield Finding(f"{mistake}: collapses", None, "green stays green when red and blue are swapped")
+            continue
         broken = _rate(here, Broken(SeeingPolicy(contract), images=images), loop, items)
         yield Finding(f"{mistake}: collapses", broken <= COLLAPSED * rate, f"{broken:.0%} against {rate:.0%}")
 
