@@ -79,6 +79,17 @@ class TrainConfig:
     validate_every: int = 200
     validation_batches: int = 4
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "save_every", "log_every", "validate_every", "validation_batches"):
+            if getattr(self, name) < 1:
+                raise WamError(f"{name} must be 1 or more", seen=getattr(self, name))
+        if not self.data or any(data.weight <= 0 for data in self.data):
+            raise WamError(
+                "a run needs data of positive weight",
+                seen=[data.weight for data in self.data],
+                expected="[[data]] with prepared and weight",
+            )
+
     def fingerprint(self) -> str:
         """What must be equal for a state to be resumed; longer training of the same run is allowed."""
         table = dataclasses.asdict(self)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from torch import Tensor
 
+from wamserve.action_codec.errors import WamError
 from wamserve.clients.policy import Mode
 from wamserve.policy_server.world_model.layout import TokenLayout
 from wamserve.policy_server.world_model.network import WorldModel
@@ -38,12 +39,12 @@ class Objective:
     logit_std: float = 1.0
 
     def __post_init__(self) -> None:
-        if (
-            not self.modes
-            or any(weight < 0 for weight in self.modes.values())
-            or not sum(self.modes.values())
-        ):
-            raise ValueError(f"modes need weights >= 0 with a positive sum, got {dict(self.modes)}")
+        unknown = sorted(set(self.modes) - set(get_args(Mode)))
+        if unknown:
+            raise WamError("unknown modes", seen=", ".join(unknown), expected=", ".join(get_args(Mode)))
+        weights = list(self.modes.values())
+        if any(weight < 0 for weight in weights) or not sum(weights):
+            raise WamError("modes need weights >= 0 with a positive sum", seen=dict(self.modes))
 
     def draw_modes(self, rng: np.random.Generator, batch: int) -> list[Mode]:
         """One mode per sample, by the weights."""
