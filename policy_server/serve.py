@@ -61,6 +61,7 @@ def serve(
     drain_s: float = 30.0,
     ranks: int = 1,
     max_restarts: int = 10,
+    hung_after_s: float = 600.0,
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions(),  # noqa: B008
     plain: bool = False,
     warm_prompts: Path | None = None,
@@ -102,6 +103,8 @@ def serve(
         plain: Run it by the plain path, without buffers and graphs.
         warm_prompts: Instructions to read before the first request, one per line.
         max_restarts: Engine deaths in a row after which the server gives up.
+        hung_after_s: How long the engine may be silent within a batch, from one denoising step to the next,
+            before it is taken for hung and restarted; 0 is for ever.
         factory: "module:function" that makes the policy; for policies of your own.
         factory_args: Its keyword arguments, or further ones of the loader, as JSON.
     """
@@ -113,6 +116,7 @@ def serve(
     from wamserve.policy_server.serving.engine import EngineSpec
     from wamserve.policy_server.serving.memory import keep_freed_memory
     from wamserve.policy_server.serving.scheduler import BatchRules
+    from wamserve.policy_server.serving.watchdog import Patience
 
     try:
         kwargs: dict[str, Any] = dict(json.loads(factory_args))
@@ -150,7 +154,10 @@ def serve(
     logging.getLogger("wamserve.websockets").setLevel(logging.WARNING)
     if warning := exposure_warning(host, tokens, settings.tls is not None):
         print(warning, file=sys.stderr, flush=True)
-    spec = EngineSpec(factory, kwargs, ranks, max_restarts=max_restarts)
+    if hung_after_s < 0:
+        raise RequestError("no time to wait", seen=f"--hung-after-s {hung_after_s:g}", expected=">= 0")
+    patience = Patience(batch_s=hung_after_s)
+    spec = EngineSpec(factory, kwargs, ranks, max_restarts=max_restarts, patience=patience)
     keep_freed_memory()
     rules = BatchRules(max_batch, batch_wait_ms, max_queue)
     return asyncio.run(_serve(lambda terminal: Server(spec, settings, rules, terminal.changed)))

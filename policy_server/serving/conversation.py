@@ -91,7 +91,7 @@ class Conversation:
             if self.tasks:
                 await asyncio.gather(*self.tasks, return_exceptions=True)
             for session in self.sessions:
-                await self.server.engine.reset(session)
+                self.server.engine.reset(session)
             if self.server.recorder is not None:
                 self.server.recorder.closed(self.name)
 
@@ -157,7 +157,7 @@ class Conversation:
             await self._send(heard)
         elif isinstance(heard, Forget):
             for session in heard.sessions:
-                await self.server.engine.reset(self._session(session))
+                self.server.engine.reset(self._session(session))
             await self._send(Out((heard.reply,)))
         elif heard is not None:
             decode_ms = 1e3 * (time.perf_counter() - arrived)

@@ -7,10 +7,7 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +15,12 @@ from typing import Any
 
 from wamserve.action_codec.errors import PolicyOverloaded, PolicyUnavailable, WamError
 from wamserve.clients.policy import Prediction, Request
-from wamserve.policy_server.serving.channel import Framer, pack
+from wamserve.policy_server.serving.channel import pack
 from wamserve.policy_server.serving.frames import Reader, Writer, unpack_error
+from wamserve.policy_server.serving.member import Member
 from wamserve.policy_server.serving.served import Served
 from wamserve.policy_server.serving.shm import Arena, ArenaFull
+from wamserve.policy_server.serving.watchdog import Patience
 
 logger = logging.getLogger("wamserve.serving")
 
@@ -38,6 +37,7 @@ class EngineSpec:
     max_restarts: int = 10  # in a row, before the server gives up
     backoff_s: float = 0.5  # first wait before a restart; doubles up to 30 s
     healthy_s: float = 60.0  # an engine that lived this long starts the count again
+    patience: Patience = field(default_factory=Patience)  # with an engine that is silent but lives
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Engine:
         self.served: Served | None = None
         self.ready = asyncio.Event()
         self.over = asyncio.Event()  # failed for good, or stopped
-        self._members: list[_Member] = []
+        self._members: list[Member] = []
         self._failures = 0
         self._born = 0.0
         self._batch = 0
@@ -72,6 +72,7 @@ class Engine:
         self._done: list[dict[str, Any]] = []  # reports on the pending batch, one per rank
         self._read: list[int] = []  # batches whose reply blocks the engine may free
         self._restart: asyncio.TimerHandle | None = None
+        self._watching: asyncio.TimerHandle | None = None
         self.requests: Arena
         self.replies: Arena
 
@@ -89,8 +90,14 @@ class Engine:
         if self.spec.ranks > 1:
             env |= {"WORLD_SIZE": str(self.spec.ranks), "MASTER_ADDR": "127.0.0.1"}
             env |= {"MASTER_PORT": str(_free_port())}
+        arenas = (self.requests, self.replies)
         for rank in range(self.spec.ranks):
-            self._members.append(_Member(self, rank, env))
+            if self.spec.env or self.spec.ranks > 1:
+                env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            member = Member(rank, env, arenas, self.spec.patience, self._heard)
+            self._members.append(member)
+            load = {"type": "load", "factory": self.spec.factory, "kwargs": dict(self.spec.kwargs)}
+            member.send(pack({**load, "rank": rank, "env": {}}))
 
     async def infer(self, requests: Sequence[Request]) -> Answer:
         """One batch through the engine. Raises PolicyUnavailable if it dies, PolicyOverloaded if frames
@@ -111,7 +118,7 @@ class Engine:
         self._done = []
         try:
             for member in self._members:
-                await member.send(message)
+                member.send_batch(message)
             reply = await self._pending
         finally:
             self._pending = None
@@ -127,16 +134,17 @@ class Engine:
         self.gpu_bytes = reply["gpu_bytes"]
         return Answer(results, reply["infer_ms"], reply["gpu_bytes"])
 
-    async def reset(self, session: str) -> None:
+    def reset(self, session: str) -> None:
         """Ends an episode; an engine that is down has forgotten it already."""
         with contextlib.suppress(PolicyUnavailable):
             for member in self._members if self.ready.is_set() else ():
-                await member.send(pack({"type": "reset", "session": session}))
+                member.send_reset(session)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Closes the channels, then kills what has not left after `grace_s`."""
-        if self._restart is not None:
-            self._restart.cancel()
+        for timer in (self._restart, self._watching):
+            if timer is not None:
+                timer.cancel()
         self.ready.clear()
         members, self._members = self._members, []
         self._set("stopped")
@@ -158,7 +166,13 @@ class Engine:
         if self._pending is not None and not self._pending.done():
             self._pending.set_exception(error)
 
-    def _heard(self, member: _Member, message: dict[str, Any]) -> None:
+    def _heard(self, member: Member, message: dict[str, Any] | None) -> None:
+        if message is None:
+            if member in self._members:
+                was_ready = self.ready.is_set()
+                how = f"died ({member.how_it_ended()})"
+                self._lost(member, how, None if was_ready else self.error)
+            return
         kind = message["type"]
         if kind == "progress" and member.rank == 0:
             self._set("loading", message["stage"], message["fraction"])
@@ -171,6 +185,7 @@ class Engine:
                 self._set("ready")
                 self.error = None
                 self.ready.set()
+                self._watch()
         elif kind == "done" and self._pending is not None and not self._pending.done():
             self._done.append(message)
             if len(self._done) == len(self._members):
@@ -178,21 +193,31 @@ class Engine:
         elif kind == "failed":
             self.error = unpack_error(message["error"])
 
-    def _died(self, member: _Member) -> None:
-        """A rank is gone: the group goes, waiting requests fail, and a later start is scheduled."""
-        if member not in self._members:
+    def _watch(self) -> None:
+        """Every tick while the engine is ready: a rank that hangs is dealt with like one that died."""
+        if not self.ready.is_set():
             return
+        now = time.monotonic()
+        self._watching = asyncio.get_running_loop().call_later(self.spec.patience.tick_s, self._watch)
+        for member in self._members:
+            if wrong := member.watchdog.tick(now):
+                self._lost(member, f"hung ({wrong})")
+                return
+            if member.watchdog.due:
+                with contextlib.suppress(PolicyUnavailable):  # its socket's end is about to be heard
+                    member.ask()
+
+    def _lost(self, member: Member, how: str, error: WamError | None = None) -> None:
+        """A rank is gone or hangs: the group goes, waiting requests fail, and a later start is scheduled."""
         members, self._members = self._members, []
-        code = member.wait_code()
+        self.ready.clear()
+        if self._watching is not None:
+            self._watching.cancel()
+        logger.error(json.dumps({"event": "engine lost", "rank": member.rank, "how": how}))
+        self._fail_pending(PolicyUnavailable(f"the engine process {how}; it is being restarted"))
         for each in members:
             each.kill()
-        was_ready = self.ready.is_set()
-        self.ready.clear()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        error = self.error if self.error and not was_ready else None
-        self.error = error or PolicyUnavailable(f"the engine process died ({how})")
-        logger.error(json.dumps({"event": "engine died", "rank": member.rank, "how": how}))
-        self._fail_pending(PolicyUnavailable(f"the engine process died ({how}); it is being restarted"))
+        self.error = error or PolicyUnavailable(f"the engine process {how}")
         for arena in (self.requests, self.replies):
             arena.close()
         if time.monotonic() - self._born > self.spec.healthy_s:
@@ -207,91 +232,6 @@ class Engine:
         self._set("crashed", f"restarting in {wait:g} s")
         self.restarts += 1
         self._restart = asyncio.get_running_loop().call_later(wait, self.start)
-
-
-class _Member:
-    """One rank's process and the serving end of its socket."""
-
-    def __init__(self, engine: Engine, rank: int, env: Mapping[str, str]) -> None:
-        self.engine = engine
-        self.rank = rank
-        self.ready = False
-        self._framer = Framer()
-        self._sending = asyncio.Lock()  # messages must not mix
-        ours, theirs = socket.socketpair()
-        self._socket = ours
-        ours.setblocking(False)
-        fds = (theirs.fileno(), engine.requests.fd, engine.replies.fd)
-        sizes = (engine.requests.size, engine.replies.size)
-        if len(engine.spec.env) or engine.spec.ranks > 1:
-            env = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "wamserve.policy_server.serving.engine_process", *map(str, fds + sizes)],
-            pass_fds=fds,
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(ours, self._readable)
-        ours.send(
-            pack(
-                {
-                    "type": "load",
-                    "factory": engine.spec.factory,
-                    "kwargs": dict(engine.spec.kwargs),
-                    "rank": rank,
-                    "env": {},
-                }
-            )
-        )
-
-    async def send(self, message: bytes) -> None:
-        try:
-            if not self._sending.locked():
-                # A message nearly always fits into the socket at once.
-                with contextlib.suppress(BlockingIOError):
-                    sent = self._socket.send(message)
-                    if sent == len(message):
-                        return
-                    message = message[sent:]
-            async with self._sending:
-                await asyncio.get_running_loop().sock_sendall(self._socket, message)
-        except OSError as error:
-            raise PolicyUnavailable("the engine process is gone") from error
-
-    def _readable(self) -> None:
-        try:
-            data = self._socket.recv(1 << 18)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            self.engine._died(self)
-            return
-        for message in self._framer.feed(data):
-            self.engine._heard(self, message)
-
-    def wait_code(self) -> int:
-        """Exit code of a process whose socket is closed; one that lingers is killed."""
-        try:
-            return self.process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return self.process.wait()
-
-    def close(self) -> None:
-        if self._socket.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-
-    def kill(self) -> None:
-        self.close()
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
 
 
 def _free_port() -> int:

@@ -7,6 +7,8 @@ factory that takes `progress` gets a callback (stage, fraction). Torch is import
 A policy may offer, beside `infer` and `infer_batch`:
     describe() -> dict    what is served: the fields of `served.Served`
     warm_up() -> None     called once before the server says it is ready
+    on_step               an attribute, which is set to a function (done, steps): each call between the steps
+                          of a long inference is a sign of life (watchdog.py)
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class EngineProcess:
         self.replies = replies
         self.policy: Policy
         self.rank = 0
+        self._spoke = 0.0  # when the last sign of life went out
         self._written: dict[int, Writer] = {}  # batch -> blocks serving has not read yet
 
     def load(self, message: dict[str, Any]) -> None:
@@ -69,6 +72,8 @@ class EngineProcess:
             kwargs["progress"] = self.progress
         self.progress("loading", 0.0)
         self.policy = factory(**kwargs)
+        if hasattr(self.policy, "on_step"):
+            self.policy.on_step = self.alive
         self.progress("warm up", 0.0)
         if hasattr(self.policy, "warm_up"):
             self.policy.warm_up()
@@ -81,6 +86,13 @@ class EngineProcess:
     def progress(self, stage: str, fraction: float) -> None:
         self.channel.send({"type": "progress", "stage": stage, "fraction": float(fraction)})
 
+    def alive(self, done: int, steps: int) -> None:
+        """A step of an inference is done. Said once a second at most: short inferences are silent."""
+        now = time.monotonic()
+        if now - self._spoke > 1.0:
+            self._spoke = now
+            self.channel.send({"type": "alive"})
+
     def run(self) -> None:
         while (message := self.channel.receive()) is not None:
             kind = message["type"]
@@ -89,6 +101,8 @@ class EngineProcess:
                     if (writer := self._written.pop(batch, None)) is not None:
                         writer.free()
                 self.answer(message)
+            elif kind == "ping":
+                self.channel.send({"type": "pong"})
             elif kind == "reset":
                 self.policy.reset(message["session"])
             elif kind == "load":

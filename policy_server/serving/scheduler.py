@@ -86,9 +86,10 @@ class Scheduler:
     async def run(self) -> None:
         """Feeds the engine until cancelled."""
         while True:
+            await self._company()
             if not self.engine.ready.is_set():
                 await self._wait_for_engine()
-            await self._company()
+                continue  # who waits may have changed meanwhile
             batch = self.queue.take()
             self.metrics.queue_depth.set(len(self.queue))
             if batch:

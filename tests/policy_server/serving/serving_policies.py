@@ -36,6 +36,7 @@ class Echo:
         self.delay_s = delay_s
         self.video_bytes = video_bytes
         self.declared = declared
+        self.on_step = None  # set by the engine process
 
     def describe(self) -> dict:
         served = {"device": "cpu", "sampler": "echo", "weights_sha256": "e" * 64, "video": True}
@@ -64,6 +65,12 @@ class Echo:
                 raise ValueError("secret /root/model.py broke")
             if words.startswith("sleep "):
                 time.sleep(float(words.split()[1]))
+            if words == "hang" or (words == "hang rank 1" and os.environ.get("RANK") == "1"):
+                time.sleep(3600)
+            if words.startswith("steps "):
+                for step in range(int(words.split()[1])):
+                    time.sleep(0.5)
+                    self.on_step(step, int(words.split()[1]))
             if words == "die rank 1" and os.environ.get("RANK") == "1":
                 os.kill(os.getpid(), 9)
             if words == "die":
@@ -85,7 +92,9 @@ class Echo:
             chunk = ActionChunk(rows, request.observation.time, 1 / 15, request.delay)
         return Prediction(chunk, video, request.seed or 0, Ledger(denoise_ms=1.0, forwards=5))
 
-    def reset(self, session: str = "") -> None: ...
+    def reset(self, session: str = "") -> None:
+        if session.endswith("/hang in reset"):
+            time.sleep(3600)
 
 
 class Instant(Echo):
