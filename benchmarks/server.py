@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/server.py          (needs `make .venv-openpi/.ready`)
 
 The request is DROID's: three 360x640 views, joints, gripper, prompt. The engine is instant, or sleeps 50 ms a
-batch, so that what is measured is wire, queue and preparation. Requests go to the servers in turns, one each,
-so that a busy machine is busy for all of them. Reported: p50 and p99 as ratios to openpi-server's, and
-throughput with 8 clients.
+batch, so that what is measured is wire, queue and preparation. Requests go to the servers in turns, one each
+(or five of each of 8 clients), so that a busy machine is busy for all of them. Reported: p50 and p99 as ratios
+to openpi-server's, the processor time of a request, and throughput with 8 clients.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from wamserve.clients.policy import ActionChunk, Prediction, Request
 from wamserve.embodiments import canvas
@@ -25,6 +26,7 @@ from wamserve.embodiments.contract import load
 from wamserve.policy_server.serving.served import Served
 
 HERE = Path(__file__).resolve()
+_WARM_UP = 20  # requests before those that count
 OPENPI_PYTHON = HERE.parents[1] / ".venv-openpi" / "bin" / "python"
 
 _OPENPI_SERVER = """
@@ -40,7 +42,7 @@ WebsocketPolicyServer(Instant(), host="127.0.0.1", port=int(sys.argv[1])).serve_
 _CLIENTS = """
 import json, sys, threading, time, numpy as np
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-ports, clients, rounds = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+ports, (clients, rounds, laps, warm_up) = json.loads(sys.argv[1]), map(int, sys.argv[2:])
 def view(seed):
     y, x, c = np.ogrid[:360, :640, :3]
     return ((3 * y + 5 * x + 7 * c + 11 * seed) % 256).astype(np.uint8)
@@ -51,27 +53,27 @@ obs = {"observation/wrist_image_left": view(0), "observation/exterior_image_1_le
 if clients == 1:
     policies = [WebsocketClientPolicy("127.0.0.1", port) for port in ports]
     times = [[] for _ in ports]
-    for turn in range(rounds + 20):
+    for turn in range(warm_up + rounds):
         for spent, policy in zip(times, policies):
             start = time.perf_counter()
             reply = policy.infer(obs)
             spent.append(time.perf_counter() - start)
             assert reply["action"].shape == (32, 8)
-    print(json.dumps([spent[20:] for spent in times]))
+    print(json.dumps([spent[warm_up:] for spent in times]))
 else:
     def drive(policy):
         for _ in range(rounds):
             policy.infer(obs)
-    rates = []
-    for port in ports:
-        policies = [WebsocketClientPolicy("127.0.0.1", port) for _ in range(clients)]
-        for policy in policies: policy.infer(obs)
-        threads = [threading.Thread(target=drive, args=(policy,)) for policy in policies]
-        start = time.perf_counter()
-        for thread in threads: thread.start()
-        for thread in threads: thread.join()
-        rates.append(clients * rounds / (time.perf_counter() - start))
-    print(json.dumps(rates))
+    crowds = [[WebsocketClientPolicy("127.0.0.1", port) for _ in range(clients)] for port in ports]
+    spent = [0.0] * len(ports)
+    for lap in range(laps + 1):
+        for i, policies in enumerate(crowds):
+            threads = [threading.Thread(target=drive, args=(policy,)) for policy in policies]
+            start = time.perf_counter()
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            if lap: spent[i] += time.perf_counter() - start
+    print(json.dumps([laps * clients * rounds / each for each in spent]))
 """
 
 
@@ -105,15 +107,18 @@ def start_openpi(port: int, seconds: float) -> subprocess.Popen[bytes]:
     )
 
 
-def start_ours(port: int, contract: str, seconds: float, wait: float = 0.0) -> subprocess.Popen[bytes]:
+def start_ours(
+    port: int, contract: str, seconds: float, wait_ms: float | None = None
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "wam", "serve", "--port", str(port), "--factory", f"{HERE}:Instant"]
     command += ["--factory-args", json.dumps({"contract": contract, "seconds": seconds})]
-    command += ["--batch-wait-ms", str(1e3 * wait)]
+    if wait_ms is not None:
+        command += ["--batch-wait-ms", str(wait_ms)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def drive(ports: list[int], clients: int, rounds: int) -> list:
-    arguments = [json.dumps(ports), str(clients), str(rounds)]
+def drive(ports: list[int], clients: int, rounds: int, laps: int = 1) -> list:
+    arguments = [json.dumps(ports), str(clients), str(rounds), str(laps), str(_WARM_UP)]
     done = subprocess.run(
         [str(OPENPI_PYTHON), "-W", "ignore", "-c", _CLIENTS, *arguments],
         capture_output=True,
@@ -125,41 +130,55 @@ def drive(ports: list[int], clients: int, rounds: int) -> list:
 
 def measure(rounds: int, seconds: float) -> dict[str, float]:
     """Ratios of ours to openpi-server's: latency (lower is better) and throughput (higher is better)."""
-    ports = [18411, 18412, 18413, 18414, 18415, 18416]
+    ports = [18411, 18412, 18413, 18414, 18415, 18416, 18417]
     servers = [
         start_openpi(ports[0], 0.0),
         start_ours(ports[1], "", 0.0),
         start_ours(ports[2], "droid_lerobot", 0.0),
         start_openpi(ports[3], seconds),
         start_ours(ports[4], "droid_lerobot", seconds),
-        start_ours(ports[5], "droid_lerobot", seconds, wait=seconds),
+        start_ours(ports[5], "droid_lerobot", seconds, wait_ms=0.0),
+        start_ours(ports[6], "droid_lerobot", seconds, wait_ms=1e3 * seconds),
     ]
     try:
         wait_until_listening(ports)
+        before = [cpu_s(server) for server in servers[:3]]
         peer, wire, full = (np.array(times) * 1e3 for times in drive(ports[:3], 1, rounds))
-        rates = drive(ports[3:], 8, max(10, rounds // 20))
+        spent = [cpu_s(server) - start for server, start in zip(servers, before, strict=False)]
+        rates = drive(ports[3:], 8, 5, max(2, rounds // 100))
     finally:
         for server in servers:
             server.terminate()
         for server in servers:
             server.wait()
     results = {}
-    print("one client, instant engine      p50 ms   p99 ms   p50 ratio   p99 ratio")
-    for name, times in (
-        ("openpi-server 0.1.0", peer),
-        ("wire alone", wire),
-        ("wire + checks + canvas", full),
+    print("one client, instant engine      p50 ms   p99 ms   cpu ms   p50 ratio   p99 ratio   cpu ratio")
+    for name, times, cpu in (
+        ("openpi-server 0.1.0", peer, spent[0]),
+        ("wire alone", wire, spent[1]),
+        ("wire + checks + canvas", full, spent[2]),
     ):
         p50, p99 = np.percentile(times, [50, 99])
         ratio50, ratio99 = p50 / np.percentile(peer, 50), p99 / np.percentile(peer, 99)
-        print(f"  {name:28}{p50:8.2f} {p99:8.2f}    {ratio50:8.2f}    {ratio99:8.2f}")
+        cpu_ms = 1e3 * cpu / (rounds + _WARM_UP)  # a handshake is in it too
+        print(
+            f"  {name:28}{p50:8.2f} {p99:8.2f} {cpu_ms:8.2f}"
+            f"    {ratio50:8.2f}    {ratio99:8.2f}    {cpu / spent[0]:8.2f}"
+        )
         results |= {f"{name} p50": ratio50, f"{name} p99": ratio99}
     print(f"eight clients, {1e3 * seconds:g} ms a batch    requests/s")
-    names = ("openpi-server 0.1.0", "as it comes", f"--batch-wait-ms {1e3 * seconds:g}")
+    names = ("openpi-server 0.1.0", "by default", "--batch-wait-ms 0", f"--batch-wait-ms {1e3 * seconds:g}")
     for name, rate in zip(names, rates, strict=True):
         print(f"  {name:28}{rate:8.1f}    {rate / rates[0]:.2f} times openpi-server's")
         results[f"{name} throughput"] = rate / rates[0]
     return results
+
+
+def cpu_s(server: subprocess.Popen[bytes]) -> float:
+    """Processor seconds of a server and its engine so far."""
+    process = psutil.Process(server.pid)
+    spent = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in spent)
 
 
 def wait_until_listening(ports: list[int]) -> None:

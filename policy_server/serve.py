@@ -44,7 +44,7 @@ def serve(
     deterministic: bool = False,
     seed: int = 0,
     max_batch: int = 8,
-    batch_wait_ms: float = 0.0,
+    batch_wait_ms: float | Literal["auto"] = "auto",
     max_queue: int = 64,
     max_connections: int = 512,
     max_in_flight: int = 8,
@@ -82,7 +82,8 @@ def serve(
         deterministic: Equal seeds give equal bytes, whatever other clients do: one fixed batch shape.
         seed: Of the seeds that follow from a request's session and step.
         max_batch: Requests of equal shape that share one forward pass.
-        batch_wait_ms: How long a request waits for company while the engine is free and others are connected.
+        batch_wait_ms: How long a request waits for company while the engine is free and others are connected;
+            "auto": for clients that usually return so soon that all gain; a lone client never waits.
         max_queue: Requests that wait for the engine before the next one is told "overloaded".
         max_connections: Websockets open at once.
         max_in_flight: Requests of one wam.v1 connection that wait at once.
@@ -159,7 +160,7 @@ def serve(
     patience = Patience(batch_s=hung_after_s)
     spec = EngineSpec(factory, kwargs, ranks, max_restarts=max_restarts, patience=patience)
     keep_freed_memory()
-    rules = BatchRules(max_batch, batch_wait_ms, max_queue)
+    rules = BatchRules(max_batch, None if batch_wait_ms == "auto" else batch_wait_ms, max_queue)
     return asyncio.run(_serve(lambda terminal: Server(spec, settings, rules, terminal.changed)))
 
 

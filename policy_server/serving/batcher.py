@@ -42,6 +42,12 @@ class Job:
     queued: float = 0.0  # when it had been decoded and joined the queue
     stream: Hashable = None  # session whose newest observation wins; None: every request counts
 
+    @property
+    def late_at(self) -> float:
+        """Its deadline; infinity where it has none."""
+        deadline_ms = self.request.deadline_ms
+        return float("inf") if deadline_ms is None else self.arrived + deadline_ms / 1e3
+
     @cached_property
     def key(self) -> Hashable:
         """Asked for only when there is company."""
@@ -96,17 +102,21 @@ class Batcher:
         """How many connections have a request waiting."""
         return len(self._lines)
 
+    def waits(self, client: Hashable) -> bool:
+        """True when that connection has a request waiting."""
+        return client in self._lines
+
     def oldest(self) -> float | None:
         """Arrival of the job that waits longest."""
         return min([line[0].arrived for line in self._lines.values()]) if self._lines else None
 
     def full(self) -> bool:
         """True when a batch of `max_batch` can leave."""
-        return self._length >= self.max_batch and len(self._pick()) == self.max_batch
+        return self._length >= self.max_batch and len(self.next()) == self.max_batch
 
     def take(self) -> list[Job]:
         """The next batch: the client whose turn it is decides the shape, others with that shape join."""
-        batch = self._pick()
+        batch = self.next()
         for job in batch:
             self._lines[job.client].remove(job)
             self._forget(job)
@@ -122,7 +132,8 @@ class Batcher:
         self._length = 0
         return jobs
 
-    def _pick(self) -> list[Job]:
+    def next(self) -> list[Job]:
+        """What `take` would give now."""
         lines = list(self._lines.values())
         batch: list[Job] = []
         # Lap after lap, one job per client and lap; a client's jobs keep their order.

@@ -90,6 +90,7 @@ class Conversation:
                 task.cancel()
             if self.tasks:
                 await asyncio.gather(*self.tasks, return_exceptions=True)
+            self.server.scheduler.left(self.name)
             for session in self.sessions:
                 self.server.engine.reset(session)
             if self.server.recorder is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from wamserve.action_codec.errors import PolicyError, PolicyLate, PolicyUnavailable, WamError
 from wamserve.clients.policy import Prediction, Request
 from wamserve.policy_server.serving.batcher import Batcher, Job
+from wamserve.policy_server.serving.company import Company
 from wamserve.policy_server.serving.engine import Answer, Engine
 from wamserve.policy_server.serving.metrics import Metrics
 
@@ -33,7 +35,8 @@ class BatchRules:
     """When a batch leaves."""
 
     max_batch: int = 8
-    batch_wait_ms: float = 0.0  # how long the oldest request waits for company while the engine is free
+    # How long the oldest request waits for company while the engine is free. None: as `company.py` says.
+    batch_wait_ms: float | None = None
     max_queue: int = 64
 
 
@@ -48,6 +51,8 @@ class Scheduler:
         self.rules = rules
         self.metrics = metrics
         self.queue = Batcher(rules.max_batch, rules.max_queue)
+        self.company = Company()
+        self._free = 0.0  # when the engine had answered its last batch
         self._wake = asyncio.Event()
         self._futures: dict[Job, asyncio.Future[Outcome]] = {}
 
@@ -62,6 +67,7 @@ class Scheduler:
         if self.engine.over.is_set():
             raise self.engine.error or PolicyUnavailable("the engine is stopped")
         job = Job(request, client, arrived, time.perf_counter(), stream)
+        self.company.arrived(client, job.queued)
         replaced = self.queue.offer(job)
         if replaced is not None:
             self._fail(replaced, Superseded("a newer observation of the session took its place"))
@@ -94,6 +100,7 @@ class Scheduler:
             self.metrics.queue_depth.set(len(self.queue))
             if batch:
                 await self._infer(batch)
+                self._free = time.perf_counter()
 
     async def _wait_for_engine(self) -> None:
         ready = asyncio.ensure_future(self.engine.ready.wait())
@@ -108,20 +115,27 @@ class Scheduler:
             await asyncio.Event().wait()
 
     async def _company(self) -> None:
-        """Returns when a batch should leave: it is full, nobody else is connected who could join it, or its
-        oldest request has waited long enough."""
+        """Returns when a batch should leave."""
         while True:
-            oldest = self.queue.oldest()
-            if oldest is not None:
-                left = oldest + self.rules.batch_wait_ms / 1e3 - time.perf_counter()
-                alone = self.queue.clients() >= self.connections()
-                if left <= 0 or alone or self.queue.full():
-                    return
-            self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), None if oldest is None else left)
-            except TimeoutError:
+            now = time.perf_counter()
+            until = self._leaves_at(now) if len(self.queue) else None
+            if until is not None and until <= now:
                 return
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), None if until is None else until - now)
+
+    def _leaves_at(self, now: float) -> float:
+        """When what waits should go to the engine; `now` or less: at once."""
+        oldest, wait_ms = self.queue.oldest(), self.rules.batch_wait_ms
+        assert oldest is not None
+        if self.queue.clients() >= self.connections():
+            return now  # nobody else is connected who could join
+        if wait_ms is not None:
+            return now if self.queue.full() else oldest + wait_ms / 1e3
+        batch = self.queue.next()
+        room, since = self.rules.max_batch - len(batch), max(self._free, oldest)
+        return self.company.wait_until(now, since, len(batch), room, min(job.late_at for job in batch))
 
     async def _infer(self, batch: list[Job]) -> None:
         left_at = time.perf_counter()
@@ -137,6 +151,7 @@ class Scheduler:
             for job in batch:
                 self._fail(job, error)
             return
+        self.company.ran(len(batch), time.perf_counter() - left_at)
         self.metrics.batch(len(batch), answer.gpu_bytes)
         for job, result in zip(batch, answer.results, strict=True):
             self._deliver(job, result, answer, left_at, len(batch))
@@ -144,13 +159,13 @@ class Scheduler:
     def _deliver(
         self, job: Job, result: Prediction | WamError, answer: Answer, left_at: float, size: int
     ) -> None:
-        future = self._futures.get(job)
-        if future is None or future.done():
-            return
         if not isinstance(result, Prediction):
-            future.set_exception(result)
+            self._fail(job, result)
             return
-        future.set_result(Outcome(result, 1e3 * (left_at - job.queued), answer.infer_ms, size))
+        future = self._futures.get(job)
+        if future is not None and not future.done():
+            future.set_result(Outcome(result, 1e3 * (left_at - job.queued), answer.infer_ms, size))
+            self._answered(job)
 
     def fail_all(self, error: WamError) -> None:
         """Tells everybody in the queue."""
@@ -161,3 +176,12 @@ class Scheduler:
         future = self._futures.get(job)
         if future is not None and not future.done():
             future.set_exception(error)
+            self._answered(job)
+
+    def _answered(self, job: Job) -> None:
+        if not self.queue.waits(job.client):
+            self.company.answered(job.client, time.perf_counter())
+
+    def left(self, client: Hashable) -> None:
+        """A connection is gone."""
+        self.company.left(client)
