@@ -4,7 +4,7 @@
 
 The request is DROID's: three 360x640 views, joints, gripper, prompt. The engine is instant, or sleeps 50 ms a
 batch, so that what is measured is wire, queue and preparation. Requests go to the servers in turns, one each
-(or five of each of 8 clients), so that a busy machine is busy for all of them. Reported: p50 and p99 as ratios
+(or twenty of each of 8 clients), so that a busy machine is busy for all of them. Reported: p50 and p99 as ratios
 to openpi-server's, the processor time of a request, and throughput with 8 clients.
 """
 
@@ -145,7 +145,7 @@ def measure(rounds: int, seconds: float) -> dict[str, float]:
         before = [cpu_s(server) for server in servers[:3]]
         peer, wire, full = (np.array(times) * 1e3 for times in drive(ports[:3], 1, rounds))
         spent = [cpu_s(server) - start for server, start in zip(servers, before, strict=False)]
-        rates = drive(ports[3:], 8, 5, max(2, rounds // 100))
+        rates = drive(ports[3:], 8, 20, max(1, rounds // 200))
     finally:
         for server in servers:
             server.terminate()

@@ -42,8 +42,8 @@ class Company:
     def answered(self, client: Hashable, now: float) -> None:
         self._answered[client] = now
         if pauses := self._pauses.get(client):
-            # The longest of its last pauses, but of eight the second longest: an episode's end is no habit.
-            self._due[client] = now + _MARGIN * sorted(pauses)[-1 - len(pauses) // _HABIT]
+            # The longest of its last pauses, but of eight the third longest: an episode's end is no habit.
+            self._due[client] = now + _MARGIN * sorted(pauses)[-1 - len(pauses) // 4]
 
     def left(self, client: Hashable) -> None:
         for known in (self._pauses, self._answered, self._due):

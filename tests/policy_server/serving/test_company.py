@@ -95,10 +95,10 @@ def test_a_request_with_a_deadline_leaves_in_time_for_it():
     assert wait(company, 1, leave_by=100.0699) == 0
 
 
-def test_one_long_pause_among_eight_does_not_change_a_habit():
+def test_two_long_pauses_among_eight_do_not_change_a_habit():
     company = known(FLAT, {})
     now = 0.0
-    for pause in (0.008, 0.008, 0.008, 30.0, 0.008, 0.008, 0.008, 0.008):
+    for pause in (0.008, 0.008, 0.008, 30.0, 0.008, 20.0, 0.008, 0.008):
         company.arrived("b", now)
         company.answered("b", now)
         now += pause
