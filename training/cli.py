@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,21 +88,28 @@ def train_start(
     print(f"checkpoint: {out}")
 
 
-def prepare(dataset: Annotated[str, tyro.conf.Positional], out: Path, vae: Path, hop: int = 2) -> None:
-    """Compute a data set's video latents once, for every window training may draw.
+def prepare(
+    datasets: Annotated[tuple[str, ...], tyro.conf.Positional], out: Path, vae: Path, hop: int = 2
+) -> None:
+    """Compute the video latents of data sets of one contract once, for every window training may draw.
 
     Args:
-        dataset: CONTRACT=FOLDER of a LeRobot data set.
+        datasets: LeRobot folders, each as CONTRACT=FOLDER, all of one contract.
         out: folder of the prepared data.
         vae: folder of the VAE that the checkpoint has.
         hop: rows between the starts of windows.
     """
+    from wamserve.action_codec.errors import WamError
     from wamserve.training.prepare import prepare as run
     from wamserve.training.record import source_episodes
 
-    contract, folder = _named(dataset)
+    sources = [_named(dataset) for dataset in datasets]
+    names = sorted({contract.name for contract, _ in sources})
+    if len(names) != 1:
+        raise WamError("one prepared folder holds one contract", seen=names, fix="wam prepare once for each")
+    contract = sources[0][0]
     meta = run(
-        source_episodes(folder, contract),
+        itertools.chain.from_iterable(source_episodes(folder, contract) for _, folder in sources),
         contract,
         vae,
         out,

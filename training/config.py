@@ -73,6 +73,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"  # of the forward pass; weights and optimizer stay fp32
     gradient_checkpointing: bool = False
+    stored: Literal["as_started", "fp32", "bf16", "fp16"] = "as_started"  # of the finished checkpoint
     shard: bool = False  # FSDP2 over the ranks of torchrun; otherwise every rank holds all weights
     save_every: int = 200  # steps between resumable states
     log_every: int = 20
@@ -93,7 +94,7 @@ class TrainConfig:
     def fingerprint(self) -> str:
         """What must be equal for a state to be resumed; longer training of the same run is allowed."""
         table = dataclasses.asdict(self)
-        for free in ("out", "card", "save_every", "log_every", "validate_every"):
+        for free in ("out", "card", "stored", "save_every", "log_every", "validate_every"):
             table.pop(free)
         return json.dumps(table, sort_keys=True)
 

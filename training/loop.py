@@ -34,6 +34,7 @@ from wamserve.training.prepare import Prepared, Samples, contract_name, open_pre
 from wamserve.training.ranks import Ranks, average_gradients, join_ranks, local, shard
 
 TRAIN_STREAM, VALIDATION_STREAM = 0, 1  # first number of every random seed
+STORED = {"as_started": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(config: TrainConfig, log: Callable[[str], None] = print) -> Path:
@@ -105,7 +106,9 @@ class Trainer:
                 self._save()
         self.average.swap(self.network.named_parameters())
         merge_lora(self.network)
-        folder = export_checkpoint(self.network, self.checkpoint, self.out / "checkpoint", self.ranks)
+        folder = export_checkpoint(
+            self.network, self.checkpoint, self.out / "checkpoint", self.ranks, STORED[self.config.stored]
+        )
         if self.ranks.first:
             export_card(self.config, [data.embodiment for data in self.data], folder)
         return folder

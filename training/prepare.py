@@ -213,7 +213,7 @@ def contract_name(folder: Path) -> str:
 def load_vae(folder: Path) -> VideoVAE:
     from diffusers import AutoencoderKLWan
 
-    return VideoVAE(AutoencoderKLWan.from_pretrained(folder).eval())
+    return VideoVAE(AutoencoderKLWan.from_pretrained(folder).float().eval())
 
 
 def vae_hash(folder: Path) -> str:

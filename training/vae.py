@@ -6,12 +6,15 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from wamserve.policy_server.world_model.first_frame import WanVAE
+
+MOVES = 40  # of 255: a pixel this far from the mean frame belongs to something that moves
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,12 @@ class VaeRecipe:
     steps: int = 3000
     batch: int = 8
     clip_frames: tuple[int, ...] = (1, 5, 9)  # each 4k + 1; a step draws one of them
+    crop: int = 64  # pixels, a multiple of 16: the network is convolutional, so it learns from small squares
+    full: float = 0.1  # share of steps on whole frames
+    at_motion: float = 0.75  # share of squares laid over something that moves
     learning_rate: float = 1e-3
     kl_weight: float = 1e-6
-    motion_weight: float = 8.0  # extra weight where a pixel differs from its dataset's mean frame
+    motion_weight: float = 4.0  # extra weight where a pixel differs from its dataset's mean frame
     seed: int = 0
     save_every: int = 250
 
@@ -60,22 +66,49 @@ class Clips:
     starts: np.ndarray  # int [E] first frame of each episode
     lengths: np.ndarray  # int [E]
 
-    def draw(self, rng: np.random.Generator, batch: int, frames: int) -> torch.Tensor:
-        """float [B, 3, T, H, W] in [-1, 1]; an episode shorter than T holds its last frame."""
-        episodes = rng.integers(len(self.starts), size=batch)
-        clips = []
-        for episode in episodes:
-            first = int(rng.integers(max(1, self.lengths[episode] - frames + 1)))
-            rows = self.starts[episode] + np.minimum(first + np.arange(frames), self.lengths[episode] - 1)
-            clips.append(self.frames[rows])
-        pixels = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
-        return pixels.float().div_(127.5).sub_(1.0)
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """float32 [H, W, 3]: what never moves."""
+        return self.frames[:: max(1, len(self.frames) // 512)].astype(np.float32).mean(0)
 
-    def mean_frame(self) -> torch.Tensor:
-        """float [1, 3, 1, H, W] in [-1, 1]."""
-        some = self.frames[:: max(1, len(self.frames) // 512)]
-        mean = torch.from_numpy(some.astype(np.float32).mean(0)).permute(2, 0, 1)
-        return mean[None, :, None] / 127.5 - 1.0
+    def draw(self, rng: np.random.Generator, frames: int) -> np.ndarray:
+        """uint8 [T, H, W, 3]; an episode shorter than T holds its last frame."""
+        episode = int(rng.integers(len(self.starts)))
+        first = int(rng.integers(max(1, self.lengths[episode] - frames + 1)))
+        rows = self.starts[episode] + np.minimum(first + np.arange(frames), self.lengths[episode] - 1)
+        return self.frames[rows]
+
+    def draw_batch(
+        self, rng: np.random.Generator, batch: int, frames: int, recipe: VaeRecipe
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels [B, 3, T, h, w] and the mean frame's [B, 3, 1, h, w] at the same places, in [-1, 1]."""
+        clips, means = [], []
+        whole = rng.random() < recipe.full
+        for _ in range(max(1, batch // 4) if whole else batch):
+            clip, mean = self.draw(rng, frames), self.mean
+            if not whole:
+                rows, columns = self._square(rng, clip[-1], recipe)
+                clip, mean = clip[:, rows, columns], mean[rows, columns]
+            clips.append(clip)
+            means.append(mean[None])
+        pixels, mean_pixels = (
+            torch.from_numpy(np.stack(x)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0 for x in (clips, means)
+        )
+        return pixels, mean_pixels
+
+    def _square(self, rng: np.random.Generator, frame: np.ndarray, recipe: VaeRecipe) -> tuple[slice, slice]:
+        """A square of `recipe.crop` pixels, often around one that differs from the mean frame."""
+        height, width = frame.shape[:2]
+        y, x = int(rng.integers(height)), int(rng.integers(width))
+        if rng.random() < recipe.at_motion:
+            moving = np.argwhere(np.abs(frame - self.mean).max(-1) > MOVES)
+            if len(moving):
+                y, x = moving[rng.integers(len(moving))] + rng.integers(
+                    -recipe.crop // 3, recipe.crop // 3, 2
+                )
+        size = min(recipe.crop, height, width)
+        top, left = (int(np.clip(c - size // 2, 0, n - size)) for c, n in ((y, height), (x, width)))
+        return slice(top, top + size), slice(left, left + size)
 
 
 def reconstruction_loss(pixels: torch.Tensor, out: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -101,7 +134,6 @@ def train_vae(
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    means = [clips.mean_frame() for clips in datasets]
     share = np.sqrt([len(clips.frames) for clips in datasets])
     share /= share.sum()
     vae.train()
@@ -111,7 +143,7 @@ def train_vae(
         which = int(rng.choice(len(datasets), p=share))
         frames = int(rng.choice(recipe.clip_frames))
         count = max(1, recipe.batch // max(1, frames // 2))
-        pixels = datasets[which].draw(rng, count, frames)
+        pixels, mean = datasets[which].draw_batch(rng, count, frames, recipe)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -119,7 +151,7 @@ def train_vae(
             noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
             latents = posterior.mean + 0.05 * noise.to(posterior.mean.dtype)
             out = vae.decode(latents).sample.float()
-        weight = 1.0 + recipe.motion_weight * (pixels - means[which]).abs().amax(1, keepdim=True)
+        weight = 1.0 + recipe.motion_weight * (pixels - mean).abs().amax(1, keepdim=True)
         kl = posterior.kl().mean()
         loss = reconstruction_loss(pixels, out, weight) + recipe.kl_weight * kl.float()
         optimizer.zero_grad(set_to_none=True)
@@ -144,8 +176,8 @@ def train_vae(
     vae.eval()
     mean, std = latent_statistics(vae, datasets, recipe.seed)
     vae.register_to_config(latents_mean=mean, latents_std=std)
-    vae.save_pretrained(folder)
-    return vae
+    vae.half().save_pretrained(folder)  # what is stored, rounded, is what every latent is made with
+    return vae.float()
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.02) -> float:
@@ -171,4 +203,5 @@ def latent_statistics(
 
 def iter_clips(datasets: list[Clips], rng: np.random.Generator, count: int) -> Iterator[torch.Tensor]:
     for index in range(count):
-        yield datasets[index % len(datasets)].draw(rng, 1, 9)
+        clip = torch.from_numpy(datasets[index % len(datasets)].draw(rng, 9))
+        yield clip.permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0

@@ -99,7 +99,8 @@ def decide(s: Scene) -> Want:
         return Want(np.array([*s.place_pos[:2], s.travel_z]), axis, True)
     letting_go = bool(np.linalg.norm((s.place_pos - here)[:2]) < 3 * NEAR and here[2] < s.place_pos[2] + 0.03)
     if s.placed or letting_go:
-        rise = 0.08 if s.placed or s.gripper_told < -0.9 else 0.0
+        free = s.gripper_width > s.object_width + 0.012 or s.gripper_told < -0.9
+        rise = 0.08 if free else 0.0
         return Want(here + [0.0, 0.0, rise], axis, False)
     above = here[2] - s.grasp_pos[2]
     off = float(np.linalg.norm((s.grasp_pos - here)[:2]))
@@ -215,6 +216,7 @@ def _path_response(s: Scene, want: Want, period: float) -> Scene:
 
 def _after(moved: Scene, before: Scene, want: Want, period: float) -> Scene:
     """The hand and the object after a row: fingers move at their speed, a held object moves along."""
+    told = min(max(before.gripper_told + (TOLD if want.closed else -TOLD), -1.0), 1.0)
     if want.closed:
         at_object = float(np.linalg.norm(moved.eef_pos - moved.grasp_pos)) < 0.02
         stop = moved.object_width if at_object or moved.grasped else 0.0
@@ -222,9 +224,9 @@ def _after(moved: Scene, before: Scene, want: Want, period: float) -> Scene:
         held = before.held_s + period if width <= stop + 1e-9 else 0.0
         grasped = before.grasped or (stop > 0 and held > SQUEEZE_S)
     else:
-        width, held = min(moved.gripper_width + WIDTH_PER_S * period, OPEN_M), 0.0
+        sent = OPEN_M * (1.0 - told) / 2.0  # fingers that squeeze an object open late
+        width, held = max(moved.gripper_width, min(moved.gripper_width + WIDTH_PER_S * period, sent)), 0.0
         grasped = before.grasped and width < moved.object_width + 0.01
-    told = min(max(before.gripper_told + (TOLD if want.closed else -TOLD), -1.0), 1.0)
     grasp_pos, placed = moved.grasp_pos, before.placed
     if grasped:
         grasp_pos = grasp_pos + (moved.eef_pos - before.eef_pos)
