@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,19 +141,12 @@ def _root(path: Path) -> Path:
 def _rows_of_episode(root: Path, files: list[Path], index: int | None) -> tuple[Any, int]:
     """The rows of one episode and its number, from whichever files hold them."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     known: list[int] = []
     parts = []
     for file in files:
-        try:
-            columns = pq.read_schema(file).names
-        except pa.ArrowInvalid as error:
-            raise ContractError(f"{file} is not parquet: {error}") from None
-        if "episode_index" not in columns:
-            raise ContractError(f"{file} has no column 'episode_index'", seen=", ".join(columns))
-        present = pc.unique(pq.read_table(file, columns=["episode_index"])["episode_index"]).to_pylist()
+        present = _episodes_in(file, file.stat().st_mtime_ns)
         known += present
         if index is None and present:
             index = min(present)
@@ -163,6 +157,22 @@ def _rows_of_episode(root: Path, files: list[Path], index: int | None) -> tuple[
     if not parts or index is None:
         raise ContractError(f"no episode {index}", seen=f"episodes {min(known)} .. {max(known)}")
     return pa.concat_tables(parts), index
+
+
+@lru_cache(maxsize=100_000)
+def _episodes_in(file: Path, modified_ns: int) -> tuple[int, ...]:
+    """The numbers of the episodes that have rows in a parquet file."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        columns = pq.read_schema(file).names
+    except pa.ArrowInvalid as error:
+        raise ContractError(f"{file} is not parquet: {error}") from None
+    if "episode_index" not in columns:
+        raise ContractError(f"{file} has no column 'episode_index'", seen=", ".join(columns))
+    return tuple(pc.unique(pq.read_table(file, columns=["episode_index"])["episode_index"]).to_pylist())
 
 
 def _declared_rows(root: Path, index: int) -> int | None:

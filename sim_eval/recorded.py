@@ -136,7 +136,7 @@ def _episode_meta(root: Path, episode: int) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     for file in sorted((root / "meta" / "episodes").rglob("*.parquet")):
-        for row in pq.read_table(file).to_pylist():
-            if row["episode_index"] == episode:
-                return dict(row)
+        found = pq.read_table(file, filters=[("episode_index", "=", episode)])
+        if len(found):
+            return dict(found.to_pylist()[0])
     return {}

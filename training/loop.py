@@ -21,6 +21,7 @@ from wamserve.policy_server.world_model.network import WorldModel
 from wamserve.policy_server.world_model.prompt_kv import PromptKV
 from wamserve.policy_server.world_model.text import PromptTokenizer, load_tokenizer
 from wamserve.training.config import TrainConfig
+from wamserve.training.curve import keep_curve
 from wamserve.training.export import export_card, export_checkpoint
 from wamserve.training.objective import Losses, flow_losses
 from wamserve.training.parameters import (
@@ -111,6 +112,7 @@ class Trainer:
         )
         if self.ranks.first:
             export_card(self.config, [data.embodiment for data in self.data], folder)
+            keep_curve(self.out / "curve.jsonl", folder)
         return folder
 
     def _train_step(self) -> tuple[Losses, float]:

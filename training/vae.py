@@ -14,8 +14,6 @@ import torch
 
 from wamserve.policy_server.world_model.first_frame import WanVAE
 
-MOVES = 40  # of 255: a pixel this far from the mean frame belongs to something that moves
-
 
 @dataclass(frozen=True)
 class VaeRecipe:
@@ -28,10 +26,11 @@ class VaeRecipe:
     clip_frames: tuple[int, ...] = (1, 5, 9)  # each 4k + 1; a step draws one of them
     crop: int = 64  # pixels, a multiple of 16: the network is convolutional, so it learns from small squares
     full: float = 0.1  # share of steps on whole frames
-    at_motion: float = 0.75  # share of squares laid over something that moves
+    rare: float = 0.75  # share of squares laid over a rare colour
     learning_rate: float = 1e-3
     kl_weight: float = 1e-6
-    motion_weight: float = 4.0  # extra weight where a pixel differs from its dataset's mean frame
+    rarest: float = 20.0  # weight of a rare colour's pixel over the commonest's: objects are small
+    start: str = ""  # folder of a VAE to go on from
     seed: int = 0
     save_every: int = 250
 
@@ -58,6 +57,13 @@ def new_vae(recipe: VaeRecipe) -> WanVAE:
     )
 
 
+def _continued(folder: str) -> WanVAE:
+    """A finished VAE with its latents unscaled again, as they are learned."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan.from_pretrained(folder).float()
+
+
 @dataclass(frozen=True)
 class Clips:
     """Episodes of canvas frames of one size."""
@@ -67,9 +73,15 @@ class Clips:
     lengths: np.ndarray  # int [E]
 
     @cached_property
-    def mean(self) -> np.ndarray:
-        """float32 [H, W, 3]: what never moves."""
-        return self.frames[:: max(1, len(self.frames) // 512)].astype(np.float32).mean(0)
+    def frequency(self) -> np.ndarray:
+        """float [512]: how often each colour of 8 x 8 x 8 occurs."""
+        some = _colour(self.frames[:: max(1, len(self.frames) // 512)])
+        return np.bincount(some.reshape(-1), minlength=512) / some.size
+
+    def weight(self, pixels: np.ndarray, rarest: float) -> np.ndarray:
+        """float32 [...] of uint8 [..., 3]: 1 for the commonest colour, else by 1/sqrt(frequency)."""
+        table = np.sqrt(self.frequency.max() / np.maximum(self.frequency, 1e-9))
+        return np.minimum(table, rarest).astype(np.float32)[_colour(pixels)]
 
     def draw(self, rng: np.random.Generator, frames: int) -> np.ndarray:
         """uint8 [T, H, W, 3]; an episode shorter than T holds its last frame."""
@@ -81,34 +93,37 @@ class Clips:
     def draw_batch(
         self, rng: np.random.Generator, batch: int, frames: int, recipe: VaeRecipe
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels [B, 3, T, h, w] and the mean frame's [B, 3, 1, h, w] at the same places, in [-1, 1]."""
-        clips, means = [], []
+        """Pixels [B, 3, T, h, w] in [-1, 1] and their weights [B, 1, T, h, w]."""
         whole = rng.random() < recipe.full
-        for _ in range(max(1, batch // 4) if whole else batch):
-            clip, mean = self.draw(rng, frames), self.mean
-            if not whole:
-                rows, columns = self._square(rng, clip[-1], recipe)
-                clip, mean = clip[:, rows, columns], mean[rows, columns]
-            clips.append(clip)
-            means.append(mean[None])
-        pixels, mean_pixels = (
-            torch.from_numpy(np.stack(x)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0 for x in (clips, means)
-        )
-        return pixels, mean_pixels
+        clips = [self.draw(rng, frames) for _ in range(max(1, batch // 4) if whole else batch)]
+        if not whole:
+            clips = [self._square(rng, clip, recipe) for clip in clips]
+        stacked = np.stack(clips)
+        weights = torch.from_numpy(self.weight(stacked, recipe.rarest))[:, None]
+        return torch.from_numpy(stacked).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0, weights
 
-    def _square(self, rng: np.random.Generator, frame: np.ndarray, recipe: VaeRecipe) -> tuple[slice, slice]:
-        """A square of `recipe.crop` pixels, often around one that differs from the mean frame."""
-        height, width = frame.shape[:2]
+    def _square(self, rng: np.random.Generator, clip: np.ndarray, recipe: VaeRecipe) -> np.ndarray:
+        """The clip in a square of `recipe.crop` pixels, often near something of a rare colour."""
+        height, width = clip.shape[1:3]
         y, x = int(rng.integers(height)), int(rng.integers(width))
-        if rng.random() < recipe.at_motion:
-            moving = np.argwhere(np.abs(frame - self.mean).max(-1) > MOVES)
-            if len(moving):
-                y, x = moving[rng.integers(len(moving))] + rng.integers(
-                    -recipe.crop // 3, recipe.crop // 3, 2
-                )
-        size = min(recipe.crop, height, width)
-        top, left = (int(np.clip(c - size // 2, 0, n - size)) for c, n in ((y, height), (x, width)))
-        return slice(top, top + size), slice(left, left + size)
+        if rng.random() < recipe.rare:
+            likely = self.weight(clip[-1], recipe.rarest).reshape(-1) - 1.0
+            if likely.sum() > 0:
+                spot = np.searchsorted(likely.cumsum(), rng.random() * likely.sum())
+                y, x = np.unravel_index(min(int(spot), likely.size - 1), (height, width))
+                y, x = (int(c) + int(rng.integers(-recipe.crop // 3, recipe.crop // 3)) for c in (y, x))
+        tall, wide = min(recipe.crop, height), min(recipe.crop, width)
+        top, left = (
+            int(np.clip(y - tall // 2, 0, height - tall)),
+            int(np.clip(x - wide // 2, 0, width - wide)),
+        )
+        return clip[:, top : top + tall, left : left + wide]
+
+
+def _colour(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3] -> int [...] in 0..511."""
+    coarse = (pixels >> 5).astype(np.int64)
+    return coarse[..., 0] * 64 + coarse[..., 1] * 8 + coarse[..., 2]
 
 
 def reconstruction_loss(pixels: torch.Tensor, out: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -123,7 +138,7 @@ def train_vae(
     """Trains or resumes in `folder`; writes config, weights and `training.jsonl`; returns the model."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    vae = new_vae(recipe)
+    vae = _continued(recipe.start) if recipe.start else new_vae(recipe)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
     first = 0
     state_path = folder / "state.pt"
@@ -143,7 +158,7 @@ def train_vae(
         which = int(rng.choice(len(datasets), p=share))
         frames = int(rng.choice(recipe.clip_frames))
         count = max(1, recipe.batch // max(1, frames // 2))
-        pixels, mean = datasets[which].draw_batch(rng, count, frames, recipe)
+        pixels, weight = datasets[which].draw_batch(rng, count, frames, recipe)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -151,7 +166,6 @@ def train_vae(
             noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
             latents = posterior.mean + 0.05 * noise.to(posterior.mean.dtype)
             out = vae.decode(latents).sample.float()
-        weight = 1.0 + recipe.motion_weight * (pixels - mean).abs().amax(1, keepdim=True)
         kl = posterior.kl().mean()
         loss = reconstruction_loss(pixels, out, weight) + recipe.kl_weight * kl.float()
         optimizer.zero_grad(set_to_none=True)
