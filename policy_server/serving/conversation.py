@@ -65,7 +65,7 @@ class Conversation:
     async def run(self) -> None:
         closed = asyncio.ensure_future(self.websocket.wait_closed())
         closed.add_done_callback(self._gone)
-        install(self.websocket.protocol.reader)
+        install(self.websocket)
         try:
             if not await self._wait_until_ready(closed):
                 return

@@ -8,23 +8,42 @@ from hypothesis import strategies as st
 from websockets.streams import StreamReader
 
 from wamserve.policy_server.serving import reader as frames
-from wamserve.policy_server.serving.reader import FrameReader, install
+from wamserve.policy_server.serving.reader import FrameReader, Intake, install
 
 
-def read_all(reader, sizes, chunks) -> list[bytes]:
-    """Reads `sizes` one after the other while `chunks` arrive."""
-    arriving, out = iter(chunks), []
-    for size in sizes:
-        reading = reader.read_exact(size)
-        try:
-            while True:
-                next(reading)
-                reader.feed_data(next(arriving))
-        except StopIteration as done:
-            if done.value is None:
-                break  # the bytes ran out
-            out.append(bytes(done.value))
-    return out
+class Connection:
+    """Reads messages of these sizes, as websockets' connection does: a parser over its reader."""
+
+    def __init__(self, reader, sizes) -> None:
+        self.protocol, self.transport = self, self
+        self.reader, self.receiver, self.messages = reader, self, []
+        self.parser = self.parse(sizes)
+        next(self.parser)
+
+    def set_protocol(self, receiver) -> None:
+        self.receiver = receiver
+
+    def parse(self, sizes):
+        for size in sizes:
+            self.messages.append(bytes((yield from self.reader.read_exact(size))))
+        while True:
+            yield
+
+    def data_received(self, data) -> None:
+        self.reader.feed_data(data)
+        next(self.parser)
+
+    def arrive(self, data) -> None:
+        """As a transport delivers, to either kind of receiver."""
+        if self.receiver is self:
+            self.data_received(data)
+            return
+        while data:
+            buffer = self.receiver.get_buffer(-1)
+            count = min(len(buffer), len(data))
+            buffer[:count] = data[:count]
+            self.receiver.buffer_updated(count)
+            data = data[count:]
 
 
 @pytest.fixture
@@ -34,9 +53,12 @@ def small_frames(monkeypatch):
 
 
 @given(
-    st.lists(st.integers(0, 100), max_size=8), st.lists(st.integers(1, 70), max_size=30), st.integers(0, 5)
+    st.lists(st.integers(0, 100), max_size=8),
+    st.lists(st.integers(1, 70), max_size=30),
+    st.integers(0, 5),
+    st.integers(1, 20),
 )
-def test_any_cutting_of_the_stream_gives_the_same_messages(sizes, cuts, before):
+def test_any_cutting_of_the_stream_gives_the_same_messages(sizes, cuts, before, small):
     stream = bytes(i % 251 for i in range(sum(cuts)))
     chunks, at = [], 0
     for cut in cuts:
@@ -45,13 +67,16 @@ def test_any_cutting_of_the_stream_gives_the_same_messages(sizes, cuts, before):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frames, "_LARGE", 8)
         patch.setattr(frames, "_TOO_LARGE", 64)
-        theirs, ours = StreamReader(), StreamReader()
-        for reader in (theirs, ours):
-            for chunk in chunks[:before]:
-                reader.feed_data(chunk)
-        install(ours)
-        assert type(ours) is FrameReader
-        assert read_all(ours, sizes, chunks[before:]) == read_all(theirs, sizes, chunks[before:])
+        patch.setattr(frames, "_SMALL", small)
+        theirs, ours, in_place = (Connection(StreamReader(), sizes) for _ in range(3))
+        ours.reader.__class__ = FrameReader  # without its intake: bytes come by `feed_data`
+        for number, chunk in enumerate(chunks):
+            if number == before:
+                install(in_place)
+                assert type(in_place.reader) is FrameReader
+            for connection in (theirs, ours, in_place):
+                connection.arrive(chunk)
+        assert theirs.messages == ours.messages == in_place.messages
 
 
 def test_a_payload_cut_short_is_an_end_of_stream(small_frames):
@@ -68,7 +93,7 @@ def test_a_payload_cut_short_is_an_end_of_stream(small_frames):
 def test_a_claimed_size_over_the_bound_reserves_nothing():
     reader = FrameReader()
     next(reader.read_exact(64 * 2**20))
-    assert reader._rest is None and len(reader.buffer) == 0
+    assert reader.rest is None and len(reader.buffer) == 0
 
 
 async def test_a_live_connection_reads_through_it(serving, talk):
@@ -76,3 +101,4 @@ async def test_a_live_connection_reads_through_it(serving, talk):
         await websocket.recv()
         (conversation,) = server.conversations
         assert type(conversation.websocket.protocol.reader) is FrameReader
+        assert type(conversation.websocket.transport.get_protocol()) is Intake
