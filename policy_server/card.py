@@ -82,6 +82,7 @@ class PolicyCard:
     id: Sampling
     bounds: Bounds
     weights_sha256: str = ""  # as `weights_hash` computes it; "" accepts any
+    render_profile: str = ""  # the simulator pictures it learned from, e.g. "fast"; "" for cameras
     untrained: str = ""  # why the other embodiments and modes are refused, one sentence
 
     def sampling(self, mode: Mode) -> Sampling:

@@ -24,7 +24,7 @@ from wamserve.policy_server.prompt_cache import PromptCache
 from wamserve.policy_server.rows import RowCodec
 from wamserve.policy_server.runner import Plain, Runner
 from wamserve.policy_server.sampling.guidance import Guidance
-from wamserve.policy_server.sampling.noise import draw_noise
+from wamserve.policy_server.sampling.noise_ahead import NoiseAhead
 from wamserve.policy_server.sampling.sampler import Sample
 from wamserve.policy_server.sampling.schedule import flow_schedule
 from wamserve.policy_server.sampling.start import Start
@@ -79,6 +79,7 @@ class WorldActionPolicy:
         seed: int = 0,
         prompt_cache_bytes: int = 1 << 30,
         runner: Runner | None = None,
+        draw_ahead: bool = True,
     ) -> None:
         self.network, self.vae, self.contract, self.card = network, vae, contract, card
         self.codec = RowCodec(contract)
@@ -88,6 +89,7 @@ class WorldActionPolicy:
         self.seed = seed
         self.runner = runner or Plain(vae, network.device)
         self.on_step: Progress = silent  # called after every denoising step with (done, steps)
+        self.noise = NoiseAhead(16 if draw_ahead else 0)
         self._seeds = np.random.default_rng(seed)
 
     def infer(self, request: Request) -> Prediction:
@@ -110,6 +112,11 @@ class WorldActionPolicy:
 
     def reset(self, session: str = "") -> None:
         """Nothing is kept between requests; the prompt cache belongs to all sessions."""
+
+    def draw_ahead(self, seed: int) -> None:
+        """The noise of a request to come, drawn while nobody waits: the numbers are those of its seed."""
+        if self.noise.keep:
+            self.noise.draw(seed)
 
     def prepare(self, request: Request) -> Job:
         """Contract check, canvas, prompt, given rows: all that needs no network."""
@@ -161,7 +168,7 @@ class WorldActionPolicy:
         actions[:, :, : first.rows.shape[1]] = torch.from_numpy(np.stack([job.rows for job in jobs]))
         shape = first.plan.shape(*latents.shape[-2:])
         seeds = [job.seed for job in jobs]
-        noise = draw_noise(first.sampling.noise, seeds, shape, latents.shape[1], actions.shape[-1], device)
+        noise = self.noise(first.sampling.noise, seeds, shape, latents.shape[1], actions.shape[-1], device)
         result = self.runner.sample(
             self.network,
             [job.plan for job in jobs],
@@ -206,13 +213,14 @@ class WorldActionPolicy:
         """What a server says it serves, as plain data: the fields of `serving.served.Served`."""
         contract, card, chunk = self.contract, self.card, self.contract.model.chunk
         modes = card.modes(contract)
+        rendered = {"render_profile": card.render_profile} if card.render_profile else {}
         return {
             "embodiment": contract.name,
             "contract": json.loads(tables.canonical(contract)),
             "wire": json.loads(tables.canonical(contract.wire)),
             "wire_sha256": contract.wire_hash,
             "model_sha256": contract.model_hash,
-            "card": {"name": card.name, **{mode: card.sampling(mode).line() for mode in modes}},
+            "card": {"name": card.name, **rendered, **{mode: card.sampling(mode).line() for mode in modes}},
             "weights_sha256": self.weights_sha256,
             "sampler": card.sampling(modes[0]).line(),
             "device": f"{self.network.device}, {str(self.network.dtype).removeprefix('torch.')}",

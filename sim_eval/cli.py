@@ -1,7 +1,8 @@
-"""The verbs of this room's simulators: `wam eval`, `wam check task`, `wam sims install`."""
+"""The verbs of this room's simulators: `wam eval`, `wam check task`, `wam ls instructions`."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +25,7 @@ def eval_verb(
     replan_horizon: int | None = None,
     strategy: Strategy = "switch",
     contract: str | None = None,
-    render: Literal["full", "fast"] = "full",
+    render: Literal["full", "fast"] | None = None,
     deterministic: bool = False,
     video: bool = False,
     max_steps: int | None = None,
@@ -52,7 +53,8 @@ def eval_verb(
         replan_horizon: control steps between two questions; default: the whole chunk.
         strategy: how the player switches from chunk to chunk.
         contract: which of the suite's contracts; default: its first.
-        render: "fast" leaves out shadows and antialiasing: other pixels, recorded in the protocol card.
+        render: "fast" leaves out shadows and antialiasing: other pixels, recorded in the protocol card;
+            default: what the policy's card says it learned from, else "full".
         deterministic: identical results whatever the number of workers.
         video: also ask for the imagined video and record it.
         max_steps: policy steps until an episode counts as failed; default: the suite's own.
@@ -131,3 +133,16 @@ def check_task_verb(
             failed += finding.passed is False
     console.print(f"{failed} checks failed" if failed else "every check passed")
     return 1 if failed else 0
+
+
+def ls_instructions(target: Annotated[str, tyro.conf.Positional], /) -> None:
+    """Print what a policy is told in the tasks of a suite, one sentence a line.
+
+    Args:
+        target: a suite, or one task: libero_spatial, robosuite/Lift.
+    """
+    from wamserve.sim_eval import catalog
+
+    with contextlib.redirect_stdout(sys.stderr):  # simulators greet whoever imports them
+        found = catalog.instructions(target)
+    print("\n".join(found))

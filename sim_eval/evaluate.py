@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Plan:
     horizon: int | None  # None: the whole chunk of the contract
     strategy: Strategy
     contract: str | None  # None: the suite's own
-    profile: Profile
+    profile: Profile | None  # None: what the policy's card says it learned from, else full
     deterministic: bool
     video: bool
     executor: str = "local"
@@ -156,6 +156,7 @@ def evaluate(
     contract = catalog.contract_of(plan.target, plan.contract)
     policy = policy or policies.resolve(plan.policy, contract, names[0])
     facts = policies.facts_of(policy)
+    plan = replace(plan, profile=plan.profile or facts.render_profile or "full")
     with contextlib.closing(_bench(plan)) as bench:
         described = bench.describe(names, facts.sighted)
         for spec, wire in described:
@@ -164,7 +165,7 @@ def evaluate(
 
 
 def _bench(plan: Plan) -> Here | Crew:
-    make = MakeTask(plan.contract, plan.profile, plan.max_steps)
+    make = MakeTask(plan.contract, plan.profile or "full", plan.max_steps)
     return Crew(make, plan.workers, plan.python) if plan.workers else Here(make)
 
 
@@ -219,7 +220,7 @@ def _episodes(
         from wamserve.sim_eval.on_ray import run_on_ray
 
         return run_on_ray(
-            MakeTask(plan.contract, plan.profile, plan.max_steps),
+            MakeTask(plan.contract, plan.profile or "full", plan.max_steps),
             loop,
             plan.policy,
             items,

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from wamserve.clients.policy import ActionChunk, Policy, Prediction, Request
 from wamserve.clients.wam_v1 import Hello
 from wamserve.embodiments import tables
 from wamserve.embodiments.contract import Embodiment
+from wamserve.sim_eval.render import Profile
 
 # Loads a checkpoint folder or Hub id as a Policy. Named, not imported: scoring knows no model.
 CHECKPOINT_FACTORY = "wamserve.policy_server.load:load_policy"
@@ -35,6 +36,12 @@ class Facts:
     max_prefix_rows: int = 0  # committed rows it can freeze at the head of a chunk
     batch_invariant: bool = False  # neighbours in a batch cannot change a bit of an answer
     card: Mapping[str, Any] = field(default_factory=dict)  # weights_sha256, sampler, ...
+
+    @property
+    def render_profile(self) -> Profile | None:
+        """The simulator pictures it learned from; None where its card does not say, or names no profile."""
+        said = self.card.get("render_profile")
+        return said if said in get_args(Profile) else None
 
 
 def facts_of(policy: Policy) -> Facts:

@@ -25,7 +25,7 @@ def run_with_progress(plan: Plan, run: Path | None) -> int:
     console.print(
         f"wam eval: {plan.target}, {plan.episodes} episodes a task by {plan.policy},"
         f" latency {plan.latency} ms, horizon {plan.horizon or 'chunk'}, strategy {plan.strategy},"
-        f" seed {plan.seed}, {plan.workers or 'no'} workers, render {plan.profile}",
+        f" seed {plan.seed}, {plan.workers or 'no'} workers, render {plan.profile or 'as learned'}",
         soft_wrap=True,
     )
     outcome = evaluate_with_bar(plan, run, console)

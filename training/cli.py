@@ -89,7 +89,11 @@ def train_start(
 
 
 def prepare(
-    datasets: Annotated[tuple[str, ...], tyro.conf.Positional], out: Path, vae: Path, hop: int = 2
+    datasets: Annotated[tuple[str, ...], tyro.conf.Positional],
+    out: Path,
+    vae: Path,
+    hop: int = 2,
+    workers: int = 0,
 ) -> None:
     """Compute the video latents of data sets of one contract once, for every window training may draw.
 
@@ -98,6 +102,7 @@ def prepare(
         out: folder of the prepared data.
         vae: folder of the VAE that the checkpoint has.
         hop: rows between the starts of windows.
+        workers: processes that encode; 0 encodes in this one.
     """
     from wamserve.action_codec.errors import WamError
     from wamserve.training.prepare import prepare as run
@@ -114,6 +119,7 @@ def prepare(
         vae,
         out,
         hop=hop,
+        workers=workers,
         log=lambda line: print(line, flush=True),
     )
     print(f"{meta.windows} windows: {out}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,12 +16,23 @@ from wamserve.sim_eval.task import Task
 
 @dataclass(frozen=True)
 class Disturbance:
-    """A push off the path: the arm follows the oracle for a while, is jerked, and recovers."""
+    """Pushes off the path: the arm follows the oracle for a while, is jerked, and recovers."""
 
     share: float = 0.6  # of the episodes
-    latest: int = 24  # control steps before the push, drawn uniformly
-    length: tuple[int, int] = (3, 9)  # control steps of the push
+    count: int = 1  # pushes in such an episode
+    latest: int = 24  # control steps before a push, drawn uniformly
+    length: tuple[int, int] = (3, 9)  # control steps of a push
     size: float = 0.12  # standard deviation of its end, in units of the reply's rows (rad for joints)
+
+
+# By the unit of the reply. A finger crosses its field many times where an arm reaches once.
+DISTURBANCES = {"px": Disturbance(share=1.0, count=3, latest=130, size=40.0)}
+
+
+def disturbance_for(contract: Embodiment, share: float | None = None) -> Disturbance:
+    """Pushes that a robot notices and recovers from; `share` in place of its own."""
+    found = DISTURBANCES.get(contract.wire.reply.unit, Disturbance())
+    return found if share is None else replace(found, share=share)
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def demonstrate(
     The same arguments give the same episode. Raises TaskError as the task or the oracle does.
     """
     rng = np.random.default_rng(derive(seed, task.spec.name, init, "demonstration"))
-    push = _draw_push(rng, contract, disturbance)
+    pushes = _draw_pushes(rng, contract, disturbance)
     task.reset(init, derive(seed, task.spec.name, init))
     views: dict[str, list[np.ndarray]] = {}
     states: dict[str, list[np.ndarray]] = {}
@@ -72,7 +83,7 @@ def demonstrate(
         state = task.state()
         for name, value in state.items():
             states.setdefault(name, []).append(value.astype(np.float32))
-        pushed = push is not None and push.first <= step < push.first + len(push.offsets)
+        pushed = step in pushes
         if age >= replan:
             known = {PRIVILEGED + name: value for name, value in task.privileged().items()}
             request = Request(Observation({}, {**state, **known}, instruction), seed=derive(seed, init, step))
@@ -82,8 +93,8 @@ def demonstrate(
             plan, age = chunk.actions, 0
         action = plan[age].copy()
         age += 1
-        if pushed and push is not None:
-            action = action + push.offsets[step - push.first]
+        if pushed:
+            action = _within(contract, action + pushes[step])
             age = replan  # the oracle looks again at once: it knows nothing of the push
         task.step(action)
         actions.append(action.astype(np.float32))
@@ -106,20 +117,27 @@ def demonstrate(
     )
 
 
-@dataclass(frozen=True)
-class _Push:
-    first: int
-    offsets: np.ndarray  # [n, A] added to the command
-
-
-def _draw_push(
+def _draw_pushes(
     rng: np.random.Generator, contract: Embodiment, disturbance: Disturbance | None
-) -> _Push | None:
+) -> dict[int, np.ndarray]:
+    """Control step -> [A] added to the command."""
+    pushes: dict[int, np.ndarray] = {}
     if disturbance is None or rng.random() >= disturbance.share:
-        return None
-    length = int(rng.integers(disturbance.length[0], disturbance.length[1] + 1))
-    end = rng.normal(0.0, disturbance.size, contract.wire.reply.width)
-    for gripper in contract.wire.reply.grippers:
-        end[gripper.index] = 0.0
-    ramp = (1 + np.arange(length)) / length
-    return _Push(int(rng.integers(0, disturbance.latest + 1)), ramp[:, None] * end)
+        return pushes
+    for _ in range(disturbance.count):
+        length = int(rng.integers(disturbance.length[0], disturbance.length[1] + 1))
+        end = rng.normal(0.0, disturbance.size, contract.wire.reply.width)
+        for gripper in contract.wire.reply.grippers:
+            end[gripper.index] = 0.0
+        first = int(rng.integers(0, disturbance.latest + 1))
+        for i in range(length):
+            pushes[first + i] = (1 + i) / length * end
+    return pushes
+
+
+def _within(contract: Embodiment, action: np.ndarray) -> np.ndarray:
+    """A position [A] kept where positions are measured: a field's edge stops what would leave it."""
+    if contract.wire.reply.form != "position_targets":
+        return action
+    (state,) = (state for state in contract.wire.states if state.measures)
+    return np.clip(action, state.low, state.high)

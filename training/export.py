@@ -79,7 +79,9 @@ def export_checkpoint(
     return folder
 
 
-def export_card(config: TrainConfig, embodiments: Sequence[Embodiment], folder: Path) -> None:
+def export_card(
+    config: TrainConfig, embodiments: Sequence[Embodiment], render_profile: str, folder: Path
+) -> None:
     """The policy card beside the weights: the modes and contracts that were trained, and nothing else."""
     modes = tuple(mode for mode in get_args(Mode) if config.objective.modes.get(mode, 0.0) > 0)
     shift = config.objective.sigma_shift
@@ -101,6 +103,7 @@ def export_card(config: TrainConfig, embodiments: Sequence[Embodiment], folder: 
         id=dynamics,
         bounds=Bounds((1, 100), (1.0, 10.0)),
         weights_sha256=weights_hash(open_checkpoint(folder)),
+        render_profile=render_profile,
         untrained="Only what is listed was in its training data.",
     )
     write_card(card, folder / CARD_FILE)

@@ -111,7 +111,10 @@ class Trainer:
             self.network, self.checkpoint, self.out / "checkpoint", self.ranks, STORED[self.config.stored]
         )
         if self.ranks.first:
-            export_card(self.config, [data.embodiment for data in self.data], folder)
+            profiles = {data.meta.render_profile for data in self.data}
+            export_card(
+                self.config, [data.embodiment for data in self.data], "/".join(sorted(profiles)), folder
+            )
             keep_curve(self.out / "curve.jsonl", folder)
         return folder
 

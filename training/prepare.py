@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from wamserve.policy_server.world_model.checkpoint import Checkpoint
 from wamserve.policy_server.world_model.vae import VideoVAE, crop_content
 
 HOLD_OUT = 20  # every HOLD_OUT-th episode is for validation
+ENCODE_BATCH = 4  # windows at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,7 @@ class SourceEpisode:
     canvas: np.ndarray  # uint8 [T, H, W, 3], composed but not yet fitted to the tier
     instruction: str
     disturbed: np.ndarray  # bool [T]: rows that no policy should imitate
+    render_profile: str = ""  # of a simulator's pictures; "" for cameras
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Meta:
     action_shape: tuple[int, ...]  # rows (state row included), D
     fit: Fit
     instructions: tuple[str, ...]
+    render_profile: str = ""  # of a simulator's pictures; "" for cameras
 
 
 class Prepared:
@@ -123,18 +129,18 @@ def prepare(
     folder: Path,
     *,
     hop: int = 1,
-    batch: int = 4,
+    workers: int = 0,
     log: Callable[[str], None] = print,
 ) -> Meta:
     """Writes `latents.f16`, `windows.npz` and `meta.json` to `folder`.
 
+    `workers` processes of one thread each encode (0: this one does); the result is the same for any number.
     A window begins every `hop` rows. Where every block is absolute, windows run past the episode's end and
     hold its last row and frame; a delta may not be repeated, so other contracts get whole windows only.
     """
     model = embodiment.model
     if model.history:
         raise ContractError("contracts with history rows are not prepared yet", seen=embodiment.name)
-    vae = load_vae(vae_folder)
     folder.mkdir(parents=True, exist_ok=True)
     holds = all(block.of_kind.reference == "absolute" for block in model.layout.blocks)
     normalizer = chunk_normalizer(model)
@@ -142,27 +148,26 @@ def prepare(
     instructions: dict[str, int] = {}
     fit: Fit | None = None
     shape: tuple[int, ...] = ()
+    profiles: set[str] = set()
+    windows = (_cut(episode, embodiment, holds, hop) for episode in episodes)
     with (folder / "latents.f16").open("wb") as out:
-        for number, episode in enumerate(episodes):
-            columns, canvas, disturbed = _extended(episode, embodiment, holds)
-            frame = fit_frame(canvas, model.canvas.tier)
-            fit = frame.fit
-            starts = list(range(0, len(canvas) - model.chunk, hop))  # a window has chunk + 1 frames
-            for first in range(0, len(starts), batch):
-                group = starts[first : first + batch]
-                clips = np.stack([frame.pixels[s : s + model.chunk + 1] for s in group])
-                latents = _encode(vae, clips, fit)
+        for number, (cut, latents) in enumerate(_encoded(windows, vae_folder, model.chunk, workers)):
+            out.write(latents.tobytes())
+            fit = cut.fit
+            if len(latents):
                 shape = latents.shape[1:]
-                out.write(latents.astype(np.float16).tobytes())
-            for start in starts:
-                raw = encode_chunk(embodiment, columns, start)
+            profiles.add(cut.render_profile)
+            for start in cut.starts:
+                raw = encode_chunk(embodiment, cut.columns, start)
                 actions.append(normalizer.to_model(raw).values.astype(np.float32))
-                clean.append(not disturbed[start : start + model.chunk].any())
+                clean.append(not cut.disturbed[start : start + model.chunk].any())
                 episode_of.append(number)
-                instruction_of.append(instructions.setdefault(episode.instruction, len(instructions)))
+                instruction_of.append(instructions.setdefault(cut.instruction, len(instructions)))
             log(f"prepared episode {number}: {len(actions)} windows so far")
     if fit is None or not actions:
         raise WamError("no episode gave a window", expected=f"more than {model.chunk} rows")
+    if len(profiles) > 1:
+        raise WamError("pictures of several render profiles", seen=sorted(profiles), expected="one")
     np.savez(
         folder / "windows.npz",
         actions=np.stack(actions),
@@ -179,6 +184,7 @@ def prepare(
         action_shape=actions[0].shape,
         fit=fit,
         instructions=tuple(instructions),
+        render_profile=profiles.pop(),
     )
     (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2))
     return meta
@@ -222,6 +228,66 @@ def vae_hash(folder: Path) -> str:
     for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """An episode fitted to the tier, and the rows at which its windows begin."""
+
+    columns: dict[str, np.ndarray]
+    disturbed: np.ndarray  # bool [T]
+    instruction: str
+    render_profile: str
+    pixels: np.ndarray  # uint8 [T, H, W, 3]
+    fit: Fit
+    starts: list[int]
+
+
+def _cut(episode: SourceEpisode, embodiment: Embodiment, holds: bool, hop: int) -> _Cut:
+    columns, canvas, disturbed = _extended(episode, embodiment, holds)
+    frame = fit_frame(canvas, embodiment.model.canvas.tier)
+    starts = list(range(0, len(canvas) - embodiment.model.chunk, hop))  # a window has chunk + 1 frames
+    return _Cut(
+        columns, disturbed, episode.instruction, episode.render_profile, frame.pixels, frame.fit, starts
+    )
+
+
+def _encoded(
+    cuts: Iterable[_Cut], vae_folder: Path, chunk: int, workers: int
+) -> Iterator[tuple[_Cut, np.ndarray]]:
+    """Every cut with its windows' latents float16 [N, C, T, h, w], in order."""
+    if not workers:
+        for cut in cuts:
+            yield cut, _encode_windows(vae_folder, cut.pixels, cut.starts, chunk, cut.fit)
+        return
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        running: deque[tuple[_Cut, Future[np.ndarray]]] = deque()
+        for cut in cuts:
+            job = pool.submit(_encode_windows, vae_folder, cut.pixels, cut.starts, chunk, cut.fit)
+            running.append((cut, job))
+            if len(running) > 2 * workers:
+                first, done = running.popleft()
+                yield first, done.result()
+        for first, done in running:
+            yield first, done.result()
+
+
+def _encode_windows(
+    vae_folder: Path, pixels: np.ndarray, starts: list[int], chunk: int, fit: Fit
+) -> np.ndarray:
+    vae = _opened_vae(vae_folder)
+    parts = []
+    for first in range(0, len(starts), ENCODE_BATCH):
+        clips = np.stack([pixels[s : s + chunk + 1] for s in starts[first : first + ENCODE_BATCH]])
+        parts.append(_encode(vae, clips, fit).astype(np.float16))
+    return np.concatenate(parts) if parts else np.empty(0, np.float16)
+
+
+@lru_cache(maxsize=1)
+def _opened_vae(folder: Path) -> VideoVAE:
+    return load_vae(folder)
 
 
 def _extended(

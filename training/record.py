@@ -16,7 +16,7 @@ from wamserve.embodiments.contract import Block, Embodiment
 from wamserve.sim_eval.lerobot import DatasetWriter
 from wamserve.sim_eval.recorded import read_episode
 from wamserve.sim_eval.render import Profile
-from wamserve.training.demonstrate import Demonstration, Disturbance, demonstrate
+from wamserve.training.demonstrate import Demonstration, demonstrate, disturbance_for
 from wamserve.training.language import paraphrase
 from wamserve.training.prepare import SourceEpisode
 
@@ -29,7 +29,7 @@ def record(
     episodes: int = 100,
     seed: int = 1,
     first: int = 0,
-    push: float = 0.6,
+    push: float | None = None,
     profile: Profile = "fast",
 ) -> None:
     """Record an oracle's demonstrations. The same command again goes on where it stopped.
@@ -40,7 +40,7 @@ def record(
         episodes: how many of this task.
         seed: of initial states and pushes.
         first: initial state of the first episode.
-        push: share of episodes in which the arm is pushed off its path and recovers.
+        push: share of episodes in which the robot is pushed off its path and recovers, if not its usual one.
         profile: render profile; a policy should be scored under the one it learned from.
     """
     from wamserve.sim_eval import catalog
@@ -62,7 +62,7 @@ def record(
             instruction=paraphrase(scene.spec.instruction, seed, number),
             init=first + number,
             seed=seed,
-            disturbance=Disturbance(share=push),
+            disturbance=disturbance_for(contract, push),
         )
         add_demonstration(writer, contract, demo, first + number, profile)
         print(f"episode {number}: {len(demo)} steps, {'success' if demo.success else 'failure'}", flush=True)
@@ -139,4 +139,5 @@ def source_episodes(folder: Path, contract: Embodiment) -> Iterator[SourceEpisod
         episode = read_episode(folder, contract, row["episode_index"])
         disturbed = np.asarray(episode.columns.get(DISTURBED, np.zeros(len(episode.frames)))) > 0.5
         columns = {name: values for name, values in episode.columns.items() if name != DISTURBED}
-        yield SourceEpisode(columns, episode.frames, episode.instruction, disturbed.reshape(-1))
+        profile = str(row.get("render_profile") or "")
+        yield SourceEpisode(columns, episode.frames, episode.instruction, disturbed.reshape(-1), profile)
