@@ -9,6 +9,7 @@ from importlib import import_module
 VERBS: dict[str, tuple[str, str]] = {
     "ls embodiments": ("wamserve.embodiments.cli:ls_embodiments", "the robots that have a contract"),
     "ls embodiment": ("wamserve.embodiments.cli:ls_embodiment", "one contract, as a person reads it"),
+    "ls instructions": ("wamserve.sim_eval.cli:ls_instructions", "what a suite's tasks tell a policy"),
     "check contract": ("wamserve.embodiments.cli:check_contract", "the fields in which two contracts differ"),
     "check parity": (
         "wamserve.policy_server.cli:parity",

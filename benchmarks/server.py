@@ -4,8 +4,8 @@
 
 The request is DROID's: three 360x640 views, joints, gripper, prompt. The engine is instant, or sleeps 50 ms a
 batch, so that what is measured is wire, queue and preparation. Requests go to the servers in turns, one each
-(or twenty of each of 8 clients), so that a busy machine is busy for all of them. Reported: p50 and p99 as ratios
-to openpi-server's, the processor time of a request, and throughput with 8 clients.
+in any order (or twenty of each of 8 clients), so that a busy machine is busy for all of them. Reported: p50 and
+p99 as ratios to openpi-server's, the processor time of a request, and throughput with 8 clients.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WebsocketPolicyServer(Instant(), host="127.0.0.1", port=int(sys.argv[1])).serve_
 """
 
 _CLIENTS = """
-import json, sys, threading, time, numpy as np
+import json, random, sys, threading, time, numpy as np
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 ports, (clients, rounds, laps, warm_up) = json.loads(sys.argv[1]), map(int, sys.argv[2:])
 def view(seed):
@@ -54,7 +54,7 @@ if clients == 1:
     policies = [WebsocketClientPolicy("127.0.0.1", port) for port in ports]
     times = [[] for _ in ports]
     for turn in range(warm_up + rounds):
-        for spent, policy in zip(times, policies):
+        for spent, policy in random.sample(list(zip(times, policies)), len(ports)):
             start = time.perf_counter()
             reply = policy.infer(obs)
             spent.append(time.perf_counter() - start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def load_policy(
     hash_weights: bool = True,
     prompt_cache_bytes: int = 1 << 30,
     engine: Mapping[str, Any] | None = None,
-    warm_prompts: str | Path | None = None,
+    warm_prompts: str | Path | Sequence[str] | None = None,
     progress: Stages | None = None,
 ) -> WorldActionPolicy:
     """A policy from a folder or a Hub id `org/name[@revision]`.
@@ -55,8 +55,8 @@ def load_policy(
     of a shipped card, by default the one beside the weights. mode: one the card does not have is refused
     before the weights are read. device: "auto" is CUDA where there is one. dtype: fp32, bf16, fp16; "auto" is
     bf16 on CUDA and fp32 on a CPU. engine: fields of `EngineOptions`, {} for its defaults; None runs the
-    plain path. warm_prompts: a file of
-    instructions to read ahead, one per line.
+    plain path. warm_prompts: instructions to read ahead, or a
+    file of them, one per line.
 
     Raises CheckpointError or ContractError before any forward pass.
     """
@@ -95,6 +95,7 @@ def load_policy(
         seed=seed,
         prompt_cache_bytes=prompt_cache_bytes,
         runner=runner,
+        draw_ahead=isinstance(runner, Engine) and runner.options.draw_ahead,
     )
     if isinstance(runner, Engine):
         policy.prompts.network = runner.text  # in host memory where it was asked to be
@@ -105,7 +106,8 @@ def load_policy(
     if warm_prompts is not None:
         from wamserve.policy_server.engine.read_ahead import read_ahead, read_instructions
 
-        read_ahead(policy, read_instructions(Path(warm_prompts)))
+        named = isinstance(warm_prompts, str | Path)
+        read_ahead(policy, read_instructions(Path(warm_prompts)) if named else warm_prompts)
     return policy
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -64,7 +65,7 @@ def serve(
     hung_after_s: float = 600.0,
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions(),  # noqa: B008
     plain: bool = False,
-    warm_prompts: Path | None = None,
+    warm_prompts: str | None = None,
     factory: str | None = None,
     factory_args: str = "{}",
 ) -> int:
@@ -102,7 +103,8 @@ def serve(
         ranks: Engine processes that run each batch in step, one per GPU.
         engine: How the network is run; every switch is exact but quantize (docs/topics/latency.md).
         plain: Run it by the plain path, without buffers and graphs.
-        warm_prompts: Instructions to read before the first request, one per line.
+        warm_prompts: Instructions to read before the first request: a file, one per line, or an evaluation's
+            suite or task (libero_spatial, robosuite/Lift).
         max_restarts: Engine deaths in a row after which the server gives up.
         hung_after_s: How long the engine may be silent within a batch, from one denoising step to the next,
             before it is taken for hung and restarted; 0 is for ever.
@@ -130,7 +132,7 @@ def serve(
         if card is not None:
             kwargs["card"] = card
         if warm_prompts is not None:
-            kwargs["warm_prompts"] = str(warm_prompts.resolve())
+            kwargs["warm_prompts"] = warm_list(warm_prompts)
         if not plain:
             ranks = max(ranks, 2) if engine.cfg_parallel else ranks
             kwargs = {"engine": asdict(engine)} | kwargs
@@ -182,6 +184,27 @@ def policy_factory(checkpoint: str | None, random_weights: bool) -> tuple[str, d
             )
         checkpoint = str(shipped)
     return FACTORY, {"checkpoint": checkpoint}
+
+
+def warm_list(named: str) -> str | list[str]:
+    """The path of a file of instructions, or those of an evaluation's suite. Raises RequestError.
+
+    The front door is asked in a process of its own: this room knows no suites, and serving no simulators.
+    """
+    from wamserve.action_codec.errors import RequestError
+
+    if Path(named).is_file():
+        return str(Path(named).resolve())
+    command = [sys.executable, "-m", "wam", "ls", "instructions", "--", named]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        seen = done.stderr.strip().splitlines()
+        raise RequestError(
+            f"--warm-prompts {named}: no file of that name, and no suite",
+            seen=seen[-1] if seen else None,
+            fix="a text file with one instruction per line",
+        )
+    return done.stdout.splitlines()
 
 
 class Terminal:

@@ -58,6 +58,12 @@ def task_names(target: str) -> list[str]:
     return [target]
 
 
+def instructions(target: str) -> list[str]:
+    """What a policy is told in the tasks of a suite, or in one task; each sentence once."""
+    module = suite_module(target.partition("/")[0])
+    return list(dict.fromkeys(module.instruction(name) for name in task_names(target)))
+
+
 def contract_of(target: str, name: str | None = None) -> Embodiment | None:
     """The contract a task is made with: the suite's first, or the one asked for if the suite speaks it."""
     suite = target.partition("/")[0]

@@ -31,6 +31,7 @@ class EngineOptions:
     cfg_parallel: bool = False  # two ranks, a guidance branch each
     offload_text_tower: bool = False  # the text tower's weights stay in host memory until a prompt is read
     channels_last: bool = True  # of the first-frame encoder
+    draw_ahead: bool = True  # the next request's noise is drawn once a reply is out
     threads: int = 0  # of torch on a CPU; 0 leaves them as they are
 
     def __post_init__(self) -> None:

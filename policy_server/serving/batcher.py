@@ -41,6 +41,7 @@ class Job:
     arrived: float  # seconds, the scheduler's clock: last byte received; deadlines count from here
     queued: float = 0.0  # when it had been decoded and joined the queue
     stream: Hashable = None  # session whose newest observation wins; None: every request counts
+    next_seed: int | None = None  # of the client's next request, where it is known already
 
     @property
     def late_at(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from typing import Any
@@ -48,6 +49,10 @@ class Channel:
 
     def send(self, message: Message) -> None:
         self._socket.sendall(pack(message))
+
+    def idle(self) -> bool:
+        """True when no message waits."""
+        return not self._waiting and not select.select([self._socket], [], [], 0.0)[0]
 
     def receive(self) -> Message | None:
         """The next message; None once the other end is gone."""

@@ -60,6 +60,9 @@ class Conversation:
         self.sessions: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.dialect: Dialect
+        self._fresh = secrets.randbits(31)  # seed of the next request that says nothing about its own
+        self._stride = 1  # steps from a session's request to its next, as last seen
+        self._last = ("", 0)  # session and step of the latest request
         self._turn: asyncio.Task[Any] | None = None  # this connection's own, while it awaits an answer
 
     async def run(self) -> None:
@@ -184,13 +187,10 @@ class Conversation:
                     "too many requests in flight", expected=f"<= {self.server.settings.max_in_flight}"
                 )
             began = time.perf_counter()
-            request = replace(
-                self.server.prepare(request),
-                seed=seed_for(request, self.server.settings.seed, self.server.deterministic),
-                session=self._session(request.session),
-            )
+            seed, next_seed = self._seeds(request)
+            request = replace(self.server.prepare(request), seed=seed, session=self._session(request.session))
             prepare_ms = 1e3 * (time.perf_counter() - began)
-            outcome = await self.server.scheduler.answer(request, self.name, arrived, stream)
+            outcome = await self.server.scheduler.answer(request, self.name, arrived, stream, next_seed)
             answered = time.perf_counter()
             made = outcome.prediction
             if made.chunk is not None and not np.isfinite(made.chunk.actions).all():
@@ -239,6 +239,19 @@ class Conversation:
             self.websocket.transport.abort()
         except ConnectionClosed:
             pass
+
+    def _seeds(self, request: Request) -> tuple[int, int | None]:
+        """Of a request, and of the next one where that can be told."""
+        if request.seed is not None:
+            return request.seed, None
+        if request.session or self.server.deterministic:
+            of, session, step = self.server.settings.seed, request.session, request.step
+            if self._last[0] == session and step > self._last[1]:
+                self._stride = step - self._last[1]
+            self._last = (session, step)
+            return seed_for(of, session, step), seed_for(of, session, step + self._stride)
+        seed, self._fresh = self._fresh, secrets.randbits(31)
+        return seed, self._fresh
 
     def _session(self, session: str) -> str:
         """The session as the engine knows it: a new connection is a new robot, whatever it calls itself."""
@@ -300,12 +313,7 @@ def outcome_of(error: Exception) -> str:
     return "failed"
 
 
-def seed_for(request: Request, seed: int, deterministic: bool) -> int:
-    """The request's own seed; else one that follows from server seed, session and step where the session is
-    named or runs must repeat; else a fresh one. Never a stream shared between clients."""
-    if request.seed is not None:
-        return request.seed
-    if request.session or deterministic:
-        words = f"{seed}|{request.session}|{request.step}".encode()
-        return int.from_bytes(hashlib.sha256(words).digest()[:4], "little") & 0x7FFFFFFF
-    return secrets.randbits(31)
+def seed_for(seed: int, session: str, step: int) -> int:
+    """The seed that follows from the server's seed, session and step. Never a stream shared by clients."""
+    words = f"{seed}|{session}|{step}".encode()
+    return int.from_bytes(hashlib.sha256(words).digest()[:4], "little") & 0x7FFFFFFF

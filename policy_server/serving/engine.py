@@ -99,9 +99,9 @@ class Engine:
             load = {"type": "load", "factory": self.spec.factory, "kwargs": dict(self.spec.kwargs)}
             member.send(pack({**load, "rank": rank, "env": {}}))
 
-    async def infer(self, requests: Sequence[Request]) -> Answer:
+    async def infer(self, requests: Sequence[Request], next_seeds: Sequence[int] = ()) -> Answer:
         """One batch through the engine. Raises PolicyUnavailable if it dies, PolicyOverloaded if frames
-        do not fit into shared memory."""
+        do not fit into shared memory. next_seeds: of requests to come, to prepare for after the reply."""
         if not self.ready.is_set() or self._pending is not None:
             raise PolicyUnavailable("the engine takes no batch now", seen=self.state)
         self._batch += 1
@@ -111,7 +111,8 @@ class Engine:
         except ArenaFull as error:
             writer.free()
             raise PolicyOverloaded("no shared memory left for frames", seen=str(error)) from error
-        message = pack({"type": "batch", "batch": self._batch, "requests": packed, "read": self._read})
+        batch = {"type": "batch", "batch": self._batch, "requests": packed, "read": self._read}
+        message = pack({**batch, "next_seeds": list(next_seeds)})
         self._read = []
         arena = self.requests
         self._pending = asyncio.get_running_loop().create_future()

@@ -7,6 +7,7 @@ factory that takes `progress` gets a callback (stage, fraction). Torch is import
 A policy may offer, beside `infer` and `infer_batch`:
     describe() -> dict    what is served: the fields of `served.Served`
     warm_up() -> None     called once before the server says it is ready
+    draw_ahead(seed)      called between requests with the seed that one to come will have
     on_step               an attribute, which is set to a function (done, steps): each call between the steps
                           of a long inference is a sign of life (watchdog.py)
 """
@@ -101,6 +102,7 @@ class EngineProcess:
                     if (writer := self._written.pop(batch, None)) is not None:
                         writer.free()
                 self.answer(message)
+                self.draw_ahead(message["next_seeds"])
             elif kind == "ping":
                 self.channel.send({"type": "pong"})
             elif kind == "reset":
@@ -134,6 +136,17 @@ class EngineProcess:
                 "gpu_bytes": gpu_bytes(),
             }
         )
+
+    def draw_ahead(self, seeds: list[int]) -> None:
+        """Prepares for requests to come until one is here."""
+        for seed in seeds if hasattr(self.policy, "draw_ahead") else ():
+            if not self.channel.idle():
+                return
+            try:
+                self.policy.draw_ahead(seed)
+            except Exception:
+                logger.warning("drawing ahead failed", exc_info=True)
+                return
 
     def _infer(self, requests: list[Request]) -> list[Prediction | Exception]:
         """Answers in order. A batch that fails is repeated one by one: a bad request costs only itself."""

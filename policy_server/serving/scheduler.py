@@ -57,7 +57,12 @@ class Scheduler:
         self._futures: dict[Job, asyncio.Future[Outcome]] = {}
 
     async def answer(
-        self, request: Request, client: Hashable, arrived: float, stream: Hashable = None
+        self,
+        request: Request,
+        client: Hashable,
+        arrived: float,
+        stream: Hashable = None,
+        next_seed: int | None = None,
     ) -> Outcome:
         """The prediction of `request`, which arrived at `arrived` on time.perf_counter.
 
@@ -66,7 +71,7 @@ class Scheduler:
         """
         if self.engine.over.is_set():
             raise self.engine.error or PolicyUnavailable("the engine is stopped")
-        job = Job(request, client, arrived, time.perf_counter(), stream)
+        job = Job(request, client, arrived, time.perf_counter(), stream, next_seed)
         self.company.arrived(client, job.queued)
         replaced = self.queue.offer(job)
         if replaced is not None:
@@ -140,7 +145,8 @@ class Scheduler:
     async def _infer(self, batch: list[Job]) -> None:
         left_at = time.perf_counter()
         try:
-            answer = await self.engine.infer([job.request for job in batch])
+            next_seeds = [job.next_seed for job in batch if job.next_seed is not None]
+            answer = await self.engine.infer([job.request for job in batch], next_seeds)
         except PolicyUnavailable as error:
             # Nobody who waits can know how long the restart takes: all are told now.
             for job in batch:

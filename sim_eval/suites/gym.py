@@ -27,6 +27,11 @@ def task_names(suite: str) -> list[str]:
     return []
 
 
+def instruction(name: str) -> str:
+    """Gymnasium's environments have none: a policy is told the environment's name."""
+    return name.partition("/")[2]
+
+
 def make(name: str, contract: Embodiment | None, profile: Profile) -> GymTask:
     return GymTask(name, contract)
 

@@ -35,6 +35,11 @@ def task_names(suite: str) -> list[str]:
     return [f"{suite}/{i}" for i in range(len(libero_boot.task_map()[suite]))]
 
 
+def instruction(name: str) -> str:
+    suite, _, index = name.partition("/")
+    return libero_boot.language(libero_boot.task_map()[suite][int(index)])
+
+
 def make(name: str, contract: Embodiment, profile: Profile) -> LiberoTask:
     return LiberoTask(name, contract, profile)
 

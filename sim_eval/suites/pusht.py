@@ -27,6 +27,10 @@ def task_names(suite: str) -> list[str]:
     return ["pusht/PushT"]
 
 
+def instruction(name: str) -> str:
+    return INSTRUCTION
+
+
 def make(name: str, contract: Embodiment, profile: Profile) -> PushTask:
     return PushTask(name, contract, profile)
 

@@ -118,9 +118,17 @@ def task_names(suite: str) -> list[str]:
     return [f"{suite}/{name}" for name in (TWO_CUBES if suite == "two_cubes" else TASKS)]
 
 
-def make(name: str, contract: Embodiment, profile: Profile) -> RobosuiteTask:
+def instruction(name: str) -> str:
+    return entry_of(name).instruction
+
+
+def entry_of(name: str) -> Entry:
     suite, _, task = name.partition("/")
-    return RobosuiteTask(name, (TWO_CUBES if suite == "two_cubes" else TASKS)[task], contract, profile)
+    return (TWO_CUBES if suite == "two_cubes" else TASKS)[task]
+
+
+def make(name: str, contract: Embodiment, profile: Profile) -> RobosuiteTask:
+    return RobosuiteTask(name, entry_of(name), contract, profile)
 
 
 class RobosuiteTask:

@@ -36,6 +36,20 @@ def after(task, seed, steps=15):
     return task.sim_state()
 
 
+@pytest.mark.parametrize("name", ["robosuite/Lift", "two_cubes/green", "pusht/PushT", "gym/Pendulum-v1"])
+def test_the_listed_instruction_is_the_one_a_task_gives(name):
+    task = catalog.make(name, catalog.contract_of(name), "fast")
+    assert catalog.instructions(name) == [task.spec.instruction]
+    task.close()
+
+
+def test_a_suites_instructions_are_listed_once_each():
+    assert catalog.instructions("two_cubes") == ["lift the red cube", "lift the green cube"]
+    assert len(catalog.instructions("libero_spatial")) == 10
+    with pytest.raises(TaskError, match="no suite 'nonsense'"):
+        catalog.instructions("nonsense")
+
+
 @pytest.mark.parametrize(
     "name", ["robosuite/Lift", "robosuite/Stack", "robosuite/PickPlaceCan", "two_cubes/red"]
 )

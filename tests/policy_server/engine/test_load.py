@@ -42,6 +42,8 @@ def test_prompts_of_a_file_are_read_before_the_first_request(tmp_path):
     request = blank_request(policy.contract, seed=1)
     policy.infer(replace(request, observation=replace(request.observation, instruction="Stop.")))
     assert policy.prompts.misses == 3
+    listed = random_policy("tiny-nano", "pusht", engine={}, warm_prompts=["Stop.", "Push."])
+    assert listed.prompts.misses == 3
     with pytest.raises(RequestError, match="no instructions can be read"):
         random_policy("tiny-nano", "pusht", warm_prompts=tmp_path / "none.txt")
     with pytest.raises(RequestError, match="cache is too small"):

@@ -37,6 +37,7 @@ class Echo:
         self.video_bytes = video_bytes
         self.declared = declared
         self.on_step = None  # set by the engine process
+        self.ahead: list[int] = []  # seeds it was told to expect
 
     def describe(self) -> dict:
         served = {"device": "cpu", "sampler": "echo", "weights_sha256": "e" * 64, "video": True}
@@ -59,6 +60,8 @@ class Echo:
     def infer_batch(self, requests):
         for request in requests:
             words = request.observation.instruction
+            if words == "expected?" and request.seed not in self.ahead:
+                raise RequestError("nobody announced this seed", seen=request.seed)
             if words == "refuse me":
                 raise RequestError("this instruction is refused", seen=words)
             if words == "break":
@@ -91,6 +94,9 @@ class Echo:
         if request.mode != "fd":
             chunk = ActionChunk(rows, request.observation.time, 1 / 15, request.delay)
         return Prediction(chunk, video, request.seed or 0, Ledger(denoise_ms=1.0, forwards=5))
+
+    def draw_ahead(self, seed: int) -> None:
+        self.ahead.append(seed)
 
     def reset(self, session: str = "") -> None:
         if session.endswith("/hang in reset"):

@@ -11,6 +11,7 @@ import sys
 import pytest
 import serving_policies as policies
 
+from wamserve.action_codec.errors import RequestError
 from wamserve.policy_server import serve
 
 
@@ -124,3 +125,12 @@ def test_random_weights_answer_a_robolab_request(wam, tmp_path):
             frames.append(websocket.recv())
     assert wire.decode(frames[0])["action"].shape == (32, 8)
     assert frames[0] == frames[2] != frames[1]
+
+
+def test_prompts_to_warm_come_from_a_file_or_a_suite(tmp_path):
+    file = tmp_path / "day.txt"
+    file.write_text("open the door\n")
+    assert serve.warm_list(str(file)) == str(file)
+    assert serve.warm_list("two_cubes") == ["lift the red cube", "lift the green cube"]
+    with pytest.raises(RequestError, match="no file of that name, and no suite"):
+        serve.warm_list("nonsense")

@@ -225,10 +225,22 @@ async def test_seeds_follow_from_session_and_step_and_are_echoed(serving, join):
                     reply = await peer.ask(Infer(step, request(session="episode 1", step=step)))
                     seeds.append(reply.prediction.seed)
         assert seeds[:2] == seeds[2:] and seeds[0] != seeds[1]
-        assert seeds[0] == seed_for(request(session="episode 1"), 0, False)
+        assert seeds[0] == seed_for(0, "episode 1", 0)
         async with join(server) as peer:
             drawn = {(await peer.ask(Infer(i, request()))).prediction.seed for i in range(3)}
         assert len(drawn) == 3
+
+
+@pytest.mark.parametrize("session", ["", "episode 1"])
+async def test_the_engine_is_told_the_next_requests_seed_ahead(serving, join, session):
+    async with serving() as server, join(server) as peer:
+        for step in (0, 16):
+            await peer.ask(Infer(step, request(session=session, step=step)))
+        expected = request(instruction="expected?", session=session, step=32)
+        await asyncio.sleep(0.3)
+        assert isinstance(await peer.ask(Infer(32, expected)), Reply)
+        other = request(instruction="expected?", seed=12345)
+        assert "nobody announced this seed" in (await peer.ask(Infer(33, other))).what
 
 
 async def test_a_reset_is_confirmed_and_starts_the_chunk_count_again(serving, join):
