@@ -240,7 +240,7 @@ def _oracle(here: Here, name: str, contract: Embodiment, items: list[WorkItem]) 
     yield Finding("the oracle succeeds", rate >= least, f"{rate:.0%} of {len(items)}")
     if rate < least:
         return
-    task, longest = here.task(name), max(episode.steps for episode in episodes if episode.success)
+    task = here.task(name)
     full = task.spec
     for mistake, rows in action_mistakes(contract).items():
         if mistake.startswith("rotation") and (turn := _least_turn(episodes)) < TURN:
@@ -248,13 +248,17 @@ def _oracle(here: Here, name: str, contract: Embodiment, items: list[WorkItem]) 
             detail = f"an episode here turns the hand by only {turn:.2f} rad; choose a task that turns it"
             yield Finding(f"{mistake}: collapses", None, detail)
             continue
-        asked = loop
+        policy = Broken(oracle, rows=rows)
         if mistake.startswith("rate"):
-            # Slowness shows in time: whole chunks, and no more than twice the steps the task really needs.
-            asked = replace(loop, horizon=contract.wire.chunk)
-            task.spec = replace(full, max_steps=min(2 * longest, full.max_steps))
-        broken = _rate(here, Broken(oracle, rows=rows), asked, items)
-        task.spec = full
+            # Slowness shows in time: whole chunks, and no more than twice the steps the episode really needs.
+            slow, shares = replace(loop, horizon=contract.wire.chunk), []
+            for item, episode in zip(items, episodes, strict=True):
+                task.spec = replace(full, max_steps=min(2 * episode.steps, full.max_steps))
+                shares.append(_rate(here, policy, slow, [item]))
+            task.spec = full
+            broken = float(np.mean(shares))
+        else:
+            broken = _rate(here, policy, loop, items)
         yield Finding(f"{mistake}: collapses", broken <= COLLAPSED * rate, f"{broken:.0%} against {rate:.0%}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from wamserve.clients.policy import ActionChunk, Prediction
 from wamserve.embodiments.adapters import encode_chunk
 from wamserve.embodiments.contract import load
 from wamserve.sim_eval.lerobot import DatasetWriter
-from wamserve.training.demonstrate import Demonstration, Disturbance, demonstrate
+from wamserve.training.demonstrate import Demonstration, Disturbance, _within, demonstrate, disturbance_for
 from wamserve.training.language import PARAPHRASES, paraphrase
 from wamserve.training.record import add_demonstration, source_episodes
 
@@ -79,6 +81,21 @@ def test_only_the_push_is_flagged_and_the_oracle_answers_it():
     assert (np.diff(moved) > 0).all()  # the push ramps up
     still = ~made.disturbed
     np.testing.assert_allclose(made.actions[still, :7], made.states["joint_position"][still], atol=1e-6)
+
+
+def test_a_push_is_sized_in_the_units_of_the_reply():
+    assert disturbance_for(PANDA).size < 0.5  # rad
+    pusht = disturbance_for(load("pusht"))
+    assert 20 < pusht.size < 100  # px
+    assert disturbance_for(load("pusht"), share=0.25) == replace(pusht, share=0.25)
+
+
+def test_a_push_ends_at_the_edge_of_the_field():
+    field, rng = load("pusht"), np.random.default_rng(0)
+    for _ in range(50):
+        kept = _within(field, rng.normal(256, 400, 2))
+        assert (kept >= 0).all() and (kept <= 512).all()
+    np.testing.assert_array_equal(_within(PANDA, np.full(8, 9.0)), np.full(8, 9.0))
 
 
 def test_the_same_seed_gives_the_same_episode_and_another_start_another():
