@@ -4,8 +4,8 @@
 
 The request is DROID's: three 360x640 views, joints, gripper, prompt. The engine is instant, or sleeps 50 ms a
 batch, so that what is measured is wire, queue and preparation. Requests go to the servers in turns, one each
-in any order (or twenty of each of 8 clients), so that a busy machine is busy for all of them. Reported: p50 and
-p99 as ratios to openpi-server's, the processor time of a request, and throughput with 8 clients.
+in any order (or twenty of each of 8 clients), so that a busy machine is busy for all of them. Reported: p50
+and p99 as ratios to openpi-server's, the processor time of a request, and throughput with 8 clients.
 """
 
 from __future__ import annotations

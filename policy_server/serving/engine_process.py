@@ -139,11 +139,12 @@ class EngineProcess:
 
     def draw_ahead(self, seeds: list[int]) -> None:
         """Prepares for requests to come until one is here."""
-        for seed in seeds if hasattr(self.policy, "draw_ahead") else ():
-            if not self.channel.idle():
+        draw_ahead = getattr(self.policy, "draw_ahead", None)
+        for seed in seeds:
+            if draw_ahead is None or not self.channel.idle():
                 return
             try:
-                self.policy.draw_ahead(seed)
+                draw_ahead(seed)
             except Exception:
                 logger.warning("drawing ahead failed", exc_info=True)
                 return

@@ -236,11 +236,11 @@ async def test_the_engine_is_told_the_next_requests_seed_ahead(serving, join, se
     async with serving() as server, join(server) as peer:
         for step in (0, 16):
             await peer.ask(Infer(step, request(session=session, step=step)))
-        expected = request(instruction="expected?", session=session, step=32)
+        expected = request(prompt="expected?", session=session, step=32)
         await asyncio.sleep(0.3)
         assert isinstance(await peer.ask(Infer(32, expected)), Reply)
-        other = request(instruction="expected?", seed=12345)
-        assert "nobody announced this seed" in (await peer.ask(Infer(33, other))).what
+        other = request(prompt="expected?", seed=12345)
+        assert "nobody announced this seed" in str(await peer.ask(Infer(33, other)))
 
 
 async def test_a_reset_is_confirmed_and_starts_the_chunk_count_again(serving, join):
