@@ -92,7 +92,7 @@ class TrainConfig:
             )
 
     def fingerprint(self) -> str:
-        """What must be equal for a state to be resumed; longer training of the same run is allowed."""
+        """What must be equal for a state to be resumed."""
         table = dataclasses.asdict(self)
         for free in ("out", "card", "stored", "save_every", "log_every", "validate_every"):
             table.pop(free)

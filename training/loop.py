@@ -74,6 +74,7 @@ class Trainer:
         self.tokenizer: PromptTokenizer = load_tokenizer(
             self.checkpoint.tokenizer_folder, self.checkpoint.config.vocab_size
         )
+        self._tokens: dict[str, list[int]] = {}
         self.data = [
             open_prepared(Path(d.prepared), load(contract_name(Path(d.prepared))), self.checkpoint)
             for d in config.data
@@ -153,7 +154,7 @@ class Trainer:
         rng = np.random.default_rng((config.seed, stream, index, self.ranks.rank))
         count = config.batch // self.ranks.size
         modes = config.objective.draw_modes(rng, count)
-        batch = self._draw(self.data[which], rng, modes, held_out)
+        batch, modes = self._draw(self.data[which], rng, modes, held_out)
         plans = [config.objective.draw_plan(rng, mode, **batch.data.plan_arguments) for mode in modes]
         sigma = torch.from_numpy(config.objective.draw_sigma(rng, count)).float().to(self.ranks.device)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -161,28 +162,43 @@ class Trainer:
             torch.randn(x.shape, generator=generator).to(self.ranks.device)
             for x in (batch.latents, batch.actions)
         )
-        prompts = ["" if rng.random() < config.objective.text_dropout else prompt for prompt in batch.prompts]
         bf16 = config.precision == "bf16"
         with torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=bf16):
-            prompt = self._prefill(prompts)
+            prompt = self._prefill(batch.prompts)
             return flow_losses(
                 self.network, config.objective, batch.latents, batch.actions, sigma, plans, prompt,
                 (noise[0], noise[1]),
             )  # fmt: skip
 
-    def _draw(self, data: Prepared, rng: np.random.Generator, modes: list[Mode], held_out: bool) -> Batch:
+    def _draw(
+        self, data: Prepared, rng: np.random.Generator, modes: list[Mode], held_out: bool
+    ) -> tuple[Batch, list[Mode]]:
+        """A batch and the mode of each of its samples, in the order of their prompts.
+
+        Attention runs once per stretch of equally long prompts: a batch in any order is several times slower.
+        """
         samples: Samples = data.draw(rng, [mode == "policy" for mode in modes], held_out)
+        dropout = self.config.objective.text_dropout
+        prompts = ["" if rng.random() < dropout else prompt for prompt in samples.prompts]
+        lengths = [len(self._ids(prompt)) for prompt in prompts]
+        order = sorted(range(len(modes)), key=lambda i: (lengths[i], prompts[i]))
         width = self.checkpoint.config.action_dim
         actions = torch.zeros(len(modes), samples.actions.shape[1], width)
-        actions[..., : samples.actions.shape[2]] = torch.from_numpy(samples.actions)
-        latents = torch.from_numpy(samples.latents.astype(np.float32))
+        actions[..., : samples.actions.shape[2]] = torch.from_numpy(samples.actions[order])
+        latents = torch.from_numpy(samples.latents[order].astype(np.float32))
         device = self.ranks.device
-        return Batch(data, latents.to(device), actions.to(device), samples.prompts)
+        batch = Batch(data, latents.to(device), actions.to(device), [prompts[i] for i in order])
+        return batch, [modes[i] for i in order]
+
+    def _ids(self, prompt: str) -> list[int]:
+        if prompt not in self._tokens:
+            self._tokens[prompt] = list(self.tokenizer.ids(prompt))
+        return self._tokens[prompt]
 
     def _prefill(self, prompts: list[str]) -> PromptKV:
         """Each different prompt is read once and shared by the samples that carry it."""
         different = sorted(set(prompts))
-        ids = [self.tokenizer.ids(prompt) for prompt in different]
+        ids = [self._ids(prompt) for prompt in different]
         lengths = [len(row) for row in ids]
         table = torch.zeros(len(ids), max(lengths), dtype=torch.int64)
         for row, tokens in enumerate(ids):
