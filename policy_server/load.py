@@ -55,8 +55,7 @@ def load_policy(
     of a shipped card, by default the one beside the weights. mode: one the card does not have is refused
     before the weights are read. device: "auto" is CUDA where there is one. dtype: fp32, bf16, fp16; "auto" is
     bf16 on CUDA and fp32 on a CPU. engine: fields of `EngineOptions`, {} for its defaults; None runs the
-    plain path. warm_prompts: instructions to read ahead, or a
-    file of them, one per line.
+    plain path. warm_prompts: instructions to read ahead, or a file of them, one per line.
 
     Raises CheckpointError or ContractError before any forward pass.
     """

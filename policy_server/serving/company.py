@@ -26,9 +26,7 @@ class Company:
     """Learns clients' pauses and the engine's times; `wait_until` decides."""
 
     def __init__(self) -> None:
-        self._pauses: dict[
-            Hashable, deque[float]
-        ] = {}  # client -> seconds from an answer to its next request
+        self._pauses: dict[Hashable, deque[float]] = {}  # client -> s from an answer to its next request
         self._answered: dict[Hashable, float] = {}  # when, of clients that have not come back yet
         self._due: dict[Hashable, float] = {}  # by when they are usually back
         self._times: dict[int, deque[float]] = {}  # batch size -> seconds of its last runs
