@@ -105,8 +105,9 @@ def load_policy(
     if warm_prompts is not None:
         from wamserve.policy_server.engine.read_ahead import read_ahead, read_instructions
 
-        named = isinstance(warm_prompts, str | Path)
-        read_ahead(policy, read_instructions(Path(warm_prompts)) if named else warm_prompts)
+        if isinstance(warm_prompts, str | Path):
+            warm_prompts = read_instructions(Path(warm_prompts))
+        read_ahead(policy, warm_prompts)
     return policy
 
 

@@ -110,8 +110,9 @@ class Clips:
             likely = self.weight(clip[-1], recipe.rarest).reshape(-1) - 1.0
             if likely.sum() > 0:
                 spot = np.searchsorted(likely.cumsum(), rng.random() * likely.sum())
-                y, x = np.unravel_index(min(int(spot), likely.size - 1), (height, width))
-                y, x = (int(c) + int(rng.integers(-recipe.crop // 3, recipe.crop // 3)) for c in (y, x))
+                away = recipe.crop // 3
+                y, x = (int(c) for c in divmod(min(int(spot), likely.size - 1), width))
+                y, x = y + int(rng.integers(-away, away)), x + int(rng.integers(-away, away))
         tall, wide = min(recipe.crop, height), min(recipe.crop, width)
         top, left = (
             int(np.clip(y - tall // 2, 0, height - tall)),

@@ -47,7 +47,7 @@ class Physics:
     def target(self) -> np.ndarray:
         """[2] px: where the finger should go now."""
         finger, block = self.env.agent, self.env.block
-        pose = self.centred(*block.position, block.angle)
+        pose = self.centred(block.position.x, block.position.y, block.angle)
         return next_target(np.array(finger.position), pose, self.goal, self.between)
 
     def step(self, target: np.ndarray) -> None:

@@ -257,3 +257,23 @@ def test_a_ray_cluster_runs_the_same_episodes_to_the_same_results(tmp_path):
     evaluate(replace(plan, executor="ray"), tmp_path / "ray")
     evaluate(replace(plan, workers=0), tmp_path / "here")
     same(contents(tmp_path / "here"), contents(tmp_path / "ray"))
+
+
+class LearnedFast(NoopPolicy):
+    """A policy whose card says that it learned from fast pictures."""
+
+    def describe(self):
+        return {"card": {"render_profile": "fast"}}
+
+
+@pytest.mark.parametrize(("asked", "rendered"), [(None, "fast"), ("full", "full")])
+def test_pictures_are_rendered_as_the_policy_learned_them_unless_it_is_asked_otherwise(
+    tmp_path, asked, rendered
+):
+    from wamserve.embodiments.contract import load
+
+    plan = replace(PLAN, target="robosuite/Lift", profile=asked, episodes=1, max_steps=2)
+    evaluate(plan, tmp_path / "run", policy=LearnedFast(load("panda_joint")))
+    with RunStore.open(tmp_path / "run") as run:
+        (task,) = run.card.tasks
+        assert task.render_profile == rendered

@@ -13,7 +13,7 @@ from wamserve.policy_server.world_model.random_weights import write_random_check
 from wamserve.training.prepare import SourceEpisode, prepare
 
 
-def episodes(count: int = 20, length: int = 20):
+def dots(count: int = 20, length: int = 20):
     """A dot that goes where the action says; every third episode is disturbed at its start."""
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -32,6 +32,11 @@ def episodes(count: int = 20, length: int = 20):
 
 
 @pytest.fixture(scope="session")
+def episodes():
+    return dots
+
+
+@pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("start") / "tiny", "tiny-nano")
 
@@ -40,5 +45,5 @@ def start(tmp_path_factory) -> Path:
 def prepared(start: Path, tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("prepared") / "pusht"
-    prepare(episodes(), load("pusht"), start / "vae", folder, hop=5, log=lambda line: None)
+    prepare(dots(), load("pusht"), start / "vae", folder, hop=5, log=lambda line: None)
     return folder

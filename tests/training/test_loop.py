@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from wamserve.action_codec.errors import WamError
+from wamserve.policy_server.card import CARD_FILE, read_card
 from wamserve.training.config import Data, Optimizer, Trainable, TrainConfig
 from wamserve.training.loop import train
 from wamserve.training.objective import Objective
@@ -156,3 +158,15 @@ def test_two_ranks_step_alike_and_export_one_checkpoint(config, start, tmp_path,
         replicated = load_file(Path(other.out) / "checkpoint" / WEIGHTS)
         worst = max(float((out[n] - replicated[n]).abs().max()) for n in out)
         assert worst < 1e-5
+
+
+def test_checkpoint_carries_its_curve_and_the_render_profile_of_its_data(config, prepared, tmp_path):
+    copy = tmp_path / "fast"
+    shutil.copytree(prepared, copy)
+    meta = json.loads((copy / "meta.json").read_text())
+    (copy / "meta.json").write_text(json.dumps(meta | {"render_profile": "fast"}))
+    folder = Path(train(replace(config, data=(Data(str(copy)),), stored="bf16"), quiet))
+    assert read_card(folder / CARD_FILE).render_profile == "fast"
+    assert (folder / "training.jsonl").read_text() == (Path(config.out) / "curve.jsonl").read_text()
+    assert (folder / "training.svg").read_text().startswith("<svg xmlns=")
+    assert load_file(folder / WEIGHTS)["proj_in.weight"].dtype == torch.bfloat16

@@ -1,0 +1,28 @@
+"""Prepared windows: the same for any number of workers, of one render profile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from wamserve.action_codec.errors import WamError
+from wamserve.embodiments.contract import load
+from wamserve.training.prepare import prepare
+
+
+def test_workers_write_the_very_bytes_of_one_process(start, prepared, episodes, tmp_path):
+    prepare(episodes(), load("pusht"), start / "vae", tmp_path, hop=5, workers=1, log=lambda line: None)
+    assert (tmp_path / "latents.f16").read_bytes() == (prepared / "latents.f16").read_bytes()
+    ours, theirs = (np.load(folder / "windows.npz") for folder in (tmp_path, prepared))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_pictures_of_two_render_profiles_are_not_mixed(start, episodes, tmp_path):
+    mixed = (
+        replace(episode, render_profile=profile)
+        for episode, profile in zip(episodes(2), ("fast", "full"), strict=True)
+    )
+    with pytest.raises(WamError, match="several render profiles"):
+        prepare(mixed, load("pusht"), start / "vae", tmp_path, hop=50, log=lambda line: None)
