@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ class Data:
 
     prepared: str  # folder
     weight: float = 1.0
+    reach: float = math.inf  # windows with an action value beyond it are left out; 1 is the normalizer's edge
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ def demonstrate(
         for name, value in state.items():
             states.setdefault(name, []).append(value.astype(np.float32))
         pushed = step in pushes
-        if age >= replan:
+        amid = pushed and step - 1 in pushes  # a push is off the plan it interrupts and does not add up
+        if age >= len(plan) or (age >= replan and not amid):
             known = {PRIVILEGED + name: value for name, value in task.privileged().items()}
             request = Request(Observation({}, {**state, **known}, instruction), seed=derive(seed, init, step))
             chunk = oracle.infer(request).chunk
@@ -95,7 +96,8 @@ def demonstrate(
         age += 1
         if pushed:
             action = _within(contract, action + pushes[step])
-            age = replan  # the oracle looks again at once: it knows nothing of the push
+        if pushed and step + 1 not in pushes:
+            age = len(plan)  # the oracle looks again at once: it knows nothing of the push
         task.step(action)
         actions.append(action.astype(np.float32))
         flags.append(pushed)

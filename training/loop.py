@@ -76,7 +76,7 @@ class Trainer:
         )
         self._tokens: dict[str, list[int]] = {}
         self.data = [
-            open_prepared(Path(d.prepared), load(contract_name(Path(d.prepared))), self.checkpoint)
+            open_prepared(Path(d.prepared), load(contract_name(Path(d.prepared))), self.checkpoint, d.reach)
             for d in config.data
         ]
         weights = np.array([d.weight for d in config.data])

@@ -65,7 +65,7 @@ class Meta:
 class Prepared:
     """A prepared folder, opened for drawing."""
 
-    def __init__(self, folder: Path, meta: Meta, embodiment: Embodiment) -> None:
+    def __init__(self, folder: Path, meta: Meta, embodiment: Embodiment, reach: float = float("inf")) -> None:
         self.folder, self.meta, self.embodiment = folder, meta, embodiment
         shape = (meta.windows, *meta.latent_shape)
         self._latents = np.memmap(folder / "latents.f16", np.float16, "r", shape=shape)
@@ -78,10 +78,10 @@ class Prepared:
                 seen=f"{len(np.unique(rows['episode']))} episodes",
                 expected=f"at least {HOLD_OUT}: every {HOLD_OUT}th is held out",
             )
-        clean = rows["clean"]
+        clean, near = rows["clean"], np.abs(self._actions).max(axis=(1, 2)) <= reach
         # (held out?, for a policy?) -> windows that may be drawn
         self._pool = {
-            (held, policy): np.flatnonzero((held_out == held) & (clean | (not policy)))
+            (held, policy): np.flatnonzero(near & (held_out == held) & (clean | (not policy)))
             for held in (False, True)
             for policy in (False, True)
         }
@@ -190,8 +190,13 @@ def prepare(
     return meta
 
 
-def open_prepared(folder: Path, embodiment: Embodiment, checkpoint: Checkpoint) -> Prepared:
-    """The folder, if it was made for this contract and with this checkpoint's VAE."""
+def open_prepared(
+    folder: Path, embodiment: Embodiment, checkpoint: Checkpoint, reach: float = float("inf")
+) -> Prepared:
+    """The folder, if it was made for this contract and with this checkpoint's VAE.
+
+    Windows with an action value beyond `reach`, in model space, are never drawn.
+    """
     file = folder / "meta.json"
     if not file.is_file():
         raise WamError(f"no prepared data in {folder}", fix="wam prepare --help")
@@ -208,7 +213,7 @@ def open_prepared(folder: Path, embodiment: Embodiment, checkpoint: Checkpoint) 
                 f"{folder} was prepared with another {what}", seen=seen[:12], expected=expected[:12],
                 fix="prepare it again",
             )  # fmt: skip
-    return Prepared(folder, meta, embodiment)
+    return Prepared(folder, meta, embodiment, reach)
 
 
 def contract_name(folder: Path) -> str:

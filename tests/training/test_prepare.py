@@ -9,7 +9,8 @@ import pytest
 
 from wamserve.action_codec.errors import WamError
 from wamserve.embodiments.contract import load
-from wamserve.training.prepare import prepare
+from wamserve.policy_server.world_model.checkpoint import open_checkpoint
+from wamserve.training.prepare import open_prepared, prepare
 
 
 def test_workers_write_the_very_bytes_of_one_process(start, prepared, episodes, tmp_path):
@@ -26,3 +27,13 @@ def test_pictures_of_two_render_profiles_are_not_mixed(start, episodes, tmp_path
     )
     with pytest.raises(WamError, match="several render profiles"):
         prepare(mixed, load("pusht"), start / "vae", tmp_path, hop=50, log=lambda line: None)
+
+
+def test_windows_that_reach_too_far_are_never_drawn(start, prepared):
+    checkpoint, contract = open_checkpoint(start), load("pusht")
+    reaches = np.abs(np.load(prepared / "windows.npz")["actions"]).max(axis=(1, 2))
+    limit = float(np.median(reaches))
+    drawn = open_prepared(prepared, contract, checkpoint, limit).draw(
+        np.random.default_rng(0), [False] * 200, held_out=False
+    )
+    assert np.abs(drawn.actions).max() <= limit < reaches.max()
