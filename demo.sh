@@ -7,15 +7,7 @@ run=${1:-runs/demo}
 port=${PORT:-8765}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 
-if [ -f checkpoints/panda-small/model_index.json ]; then
-  serve=($wam serve checkpoints/panda-small --port "$port")
-  eval=(--render fast --video --replan-horizon 16)
-else
-  echo "No trained checkpoint ships yet: a scripted oracle with privileged sight stands in for the model."
-  serve=($wam serve --factory wamserve.sim_eval.oracles.policy:panda_joint_oracle --port "$port")
-  eval=(--render fast)
-fi
-
+serve=($wam serve checkpoints/panda-small --port "$port")
 mkdir -p "$(dirname "$run")"
 log=$run.server.log
 "${serve[@]}" >"$log" 2>&1 &
@@ -26,6 +18,6 @@ until curl -fs "http://127.0.0.1:$port/readyz" >/dev/null 2>&1; do
   kill -0 $server || { cat "$log" >&2; echo "the server did not start" >&2; exit 1; }
   sleep 0.5
 done
-$wam eval robosuite/Lift --policy "ws://127.0.0.1:$port" --episodes 20 --workers 1 --run "$run" "${eval[@]}"
+$wam eval robosuite/Lift --policy "ws://127.0.0.1:$port" --episodes 20 --workers 1 --run "$run" --video --replan-horizon 16
 $wam score "$run"
 $wam view "$run"
