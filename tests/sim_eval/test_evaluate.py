@@ -275,5 +275,5 @@ def test_pictures_are_rendered_as_the_policy_learned_them_unless_it_is_asked_oth
     plan = replace(PLAN, target="robosuite/Lift", profile=asked, episodes=1, max_steps=2)
     evaluate(plan, tmp_path / "run", policy=LearnedFast(load("panda_joint")))
     with RunStore.open(tmp_path / "run") as run:
-        (task,) = run.card.tasks
+        (task,) = run.info.protocol.tasks
         assert task.render_profile == rendered

@@ -135,6 +135,7 @@ def test_two_ranks_step_alike_and_export_one_checkpoint(config, start, tmp_path,
     config = replace(config, steps=2, shard=shard, save_every=2)
     script.write_text(
         "import torch; torch.set_num_threads(1)\n"
+        "from math import inf\n"
         "from wamserve.training.config import *\n"
         "from wamserve.training.objective import Objective\n"
         "from wamserve.training.loop import train\n"
