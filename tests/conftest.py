@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A claim holds on a busy machine too: no test is about how long it took.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Reference data that is not part of the project. Tests that need it skip where it is absent.
 SHARED = Path(os.environ.get("WAMSERVE_SHARED", Path(__file__).parents[2] / "shared"))
