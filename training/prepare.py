@@ -24,6 +24,7 @@ from wamserve.embodiments.prompt import render
 from wamserve.embodiments.units import chunk_normalizer
 from wamserve.policy_server.world_model.checkpoint import Checkpoint
 from wamserve.policy_server.world_model.vae import VideoVAE, crop_content
+from wamserve.training.vae import open_vae
 
 HOLD_OUT = 20  # every HOLD_OUT-th episode is for validation
 ENCODE_BATCH = 4  # windows at once
@@ -222,9 +223,7 @@ def contract_name(folder: Path) -> str:
 
 
 def load_vae(folder: Path) -> VideoVAE:
-    from diffusers import AutoencoderKLWan
-
-    return VideoVAE(AutoencoderKLWan.from_pretrained(folder).float().eval())
+    return VideoVAE(open_vae(folder).eval())
 
 
 def vae_hash(folder: Path) -> str:

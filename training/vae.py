@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wamserve.action_codec.errors import WamError
 from wamserve.policy_server.world_model.first_frame import WanVAE
 
 
@@ -33,6 +34,12 @@ class VaeRecipe:
     start: str = ""  # folder of a VAE to go on from
     seed: int = 0
     save_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.crop < 32 or self.crop % 16:
+            raise WamError("a square has whole latents", seen=self.crop, expected="32, 48, 64 ...")
+        if not self.clip_frames or any(frames < 1 or frames % 4 != 1 for frames in self.clip_frames):
+            raise WamError("a clip has whole latents", seen=self.clip_frames, expected="of 1, 5, 9 ...")
 
 
 def new_vae(recipe: VaeRecipe) -> WanVAE:
@@ -57,11 +64,13 @@ def new_vae(recipe: VaeRecipe) -> WanVAE:
     )
 
 
-def _continued(folder: str) -> WanVAE:
-    """A finished VAE with its latents unscaled again, as they are learned."""
+def open_vae(folder: Path) -> WanVAE:
+    """A finished VAE in fp32. WamError where the folder holds none; nothing is fetched."""
     from diffusers import AutoencoderKLWan
 
-    return AutoencoderKLWan.from_pretrained(folder).float()
+    if not (folder / "config.json").is_file():
+        raise WamError(f"no VAE in {folder}", expected="config.json and weights", fix="wam train vae --help")
+    return AutoencoderKLWan.from_pretrained(folder, local_files_only=True).float()
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ def train_vae(
     """Trains or resumes in `folder`; writes config, weights and `training.jsonl`; returns the model."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    vae = _continued(recipe.start) if recipe.start else new_vae(recipe)
+    vae = open_vae(Path(recipe.start)) if recipe.start else new_vae(recipe)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
     first = 0
     state_path = folder / "state.pt"

@@ -160,7 +160,7 @@ def test_the_questions_of_all_workers_gather_into_one_batch(tmp_path):
         batch = [chunk.batch for row in run.episodes() for chunk in run.chunks(row.id)]
     assert sum(policy.batches) == len(batch)
     assert max(batch) == max(policy.batches) == 3
-    assert sum(policy.batches) / len(policy.batches) > 1.2  # 3 where every worker has a core to itself
+    assert sum(policy.batches) / len(policy.batches) > 1.5  # 3 where every worker has a core to itself
     evaluate(plan, tmp_path / "alone", policy=quiet)
     same(contents(tmp_path / "alone"), contents(tmp_path / "run"))
 

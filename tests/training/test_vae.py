@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from wamserve.training.vae import Clips, VaeRecipe, train_vae
+from wamserve.action_codec.errors import WamError
+from wamserve.training.vae import Clips, VaeRecipe, open_vae, train_vae
 
 TINY = VaeRecipe(base_dim=8, steps=2, batch=2, clip_frames=(1,), crop=32)
 
@@ -48,3 +49,14 @@ def test_second_stage_goes_on_from_the_first(clips, tmp_path):
 
     first = AutoencoderKLWan.from_pretrained(tmp_path / "a").float()
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_folder_without_a_vae_is_refused_and_not_looked_for_elsewhere(tmp_path):
+    with pytest.raises(WamError, match="no VAE in"):
+        open_vae(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("wrong", [{"crop": 50}, {"crop": 16}, {"clip_frames": (1, 4)}, {"clip_frames": ()}])
+def test_recipe_that_cuts_latents_in_two_is_refused(wrong):
+    with pytest.raises(WamError, match="whole latents"):
+        VaeRecipe(**wrong)
