@@ -10,6 +10,7 @@ import numpy as np
 import tomllib
 import tyro
 
+from wamserve.embodiments.canvas import canvas_fit
 from wamserve.embodiments.contract import Embodiment, load
 from wamserve.embodiments.prompt import render
 from wamserve.training.config import build
@@ -71,7 +72,7 @@ def train_start(
     from dataclasses import replace
 
     from wamserve.policy_server.world_model.config import preset
-    from wamserve.training.small import start_small
+    from wamserve.training.small import frame_of, start_small
 
     config = replace(
         preset("mid-nano"),
@@ -80,11 +81,13 @@ def train_start(
         num_hidden_layers=layers,
         vocab_size=vocabulary,
     )
-    prompts = []
+    prompts, frames = [], []
     for name in datasets:
         contract, folder = _named(name)
-        prompts += [render(contract.model, text) for text in _instructions(folder)]
-    start_small(out, config, vae, prompts, seed)
+        fit = canvas_fit(contract.model.canvas)
+        prompts += [render(contract.model, text, fit=fit) for text in _instructions(folder)]
+        frames += frame_of(contract.model, fit)
+    start_small(out, config, vae, prompts, frames, seed)
     print(f"checkpoint: {out}")
 
 

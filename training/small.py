@@ -3,6 +3,7 @@ the tasks' language, and a transformer at a good point to learn from."""
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterable
@@ -11,28 +12,47 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from wamserve.embodiments.canvas import Fit
+from wamserve.embodiments.contract import ModelHalf
+from wamserve.embodiments.prompt import render
 from wamserve.policy_server.world_model.config import WorldModelConfig
 from wamserve.policy_server.world_model.random_weights import CHAT_TEMPLATE, write_random_checkpoint
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+ROLES = ("user", "assistant")  # words of the chat template
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def train_tokenizer(prompts: Iterable[str], folder: Path, vocab_size: int) -> None:
-    """Byte-level BPE over `prompts` in ChatML, saved as transformers reads it. Any text remains writable."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def frame_of(model: ModelHalf, fit: Fit) -> tuple[str, ...]:
+    """What all prompts of a contract have in common: the text before the instruction and after it."""
+    before, after = render(model, "QZX", fit=fit).split("QZX")
+    return tuple(text for text in (before, after) if text)
+
+
+def train_tokenizer(
+    prompts: Iterable[str], folder: Path, vocab_size: int, frames: Iterable[str] = ()
+) -> None:
+    """Byte-level BPE over `prompts` in ChatML, saved as transformers reads it. Any text remains writable.
+
+    Each of `frames` becomes one token. A JSON prompt is about a hundred words of which one may tell two tasks
+    apart; a small tower hears it among ten tokens and not among a hundred.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    frames = sorted(set(frames))
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(frames),
         special_tokens=list(SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(prompts, trainer)
+    said = [functools.reduce(lambda text, frame: text.replace(frame, " "), frames, text) for text in prompts]
+    tokenizer.train_from_iterator([*said, *ROLES * len(said)], trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in frames])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -46,7 +66,12 @@ def train_tokenizer(prompts: Iterable[str], folder: Path, vocab_size: int) -> No
 
 
 def start_small(
-    folder: Path, config: WorldModelConfig, vae: Path, prompts: Iterable[str], seed: int = 0
+    folder: Path,
+    config: WorldModelConfig,
+    vae: Path,
+    prompts: Iterable[str],
+    frames: Iterable[str] = (),
+    seed: int = 0,
 ) -> Path:
     """Writes the folder `wam train` starts from and returns it.
 
@@ -58,7 +83,7 @@ def start_small(
     (folder / "vae").mkdir()
     for name in ("config.json", WEIGHTS):
         shutil.copy(vae / name, folder / "vae" / name)
-    train_tokenizer(prompts, folder / "text_tokenizer", config.vocab_size)
+    train_tokenizer(prompts, folder / "text_tokenizer", config.vocab_size, frames)
     file = folder / "transformer" / WEIGHTS
     generator = torch.Generator().manual_seed(seed)
     weights = {name: _initial(name, value, config, generator) for name, value in load_file(file).items()}

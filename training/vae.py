@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from wamserve.action_codec.errors import WamError
+from wamserve.policy_server.world_model.channel_norm import replace_norms
 from wamserve.policy_server.world_model.first_frame import WanVAE
 
 
@@ -149,6 +150,7 @@ def train_vae(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     vae = open_vae(Path(recipe.start)) if recipe.start else new_vae(recipe)
+    replace_norms(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
     first = 0
     state_path = folder / "state.pt"

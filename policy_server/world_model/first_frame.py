@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wamserve.action_codec.errors import CheckpointError
+from wamserve.policy_server.world_model.channel_norm import ChannelNorm
 
 WanVAE = Any  # a diffusers.AutoencoderKLWan; diffusers carries no types
 WanBlock = Any  # one of its blocks
@@ -32,26 +33,15 @@ def last_tap(conv: nn.Conv3d, rows: slice = slice(None)) -> nn.Conv2d:
     return folded.requires_grad_(False)
 
 
-class ChannelNorm(nn.Module):
-    """RMS norm over channels, statistics in fp32 for half precision; [B, C, H, W]."""
-
-    gamma: Tensor
-
-    def __init__(self, norm: WanBlock) -> None:
-        super().__init__()
-        gamma = norm.gamma.detach().reshape(-1, 1, 1).clone()
-        self.register_buffer("gamma", gamma, persistent=False)
-        self.scale = float(gamma.numel()) ** 0.5
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float32 else x.float()
-        return F.normalize(wide, dim=1).to(x.dtype) * self.scale * self.gamma
+def _flat(norm: WanBlock) -> ChannelNorm:
+    """A norm of the VAE for [B, C, H, W]."""
+    return ChannelNorm(norm.gamma, dims=2).requires_grad_(False)
 
 
 class ResBlock(nn.Module):
     def __init__(self, block: WanBlock) -> None:
         super().__init__()
-        self.norm1, self.norm2 = ChannelNorm(block.norm1), ChannelNorm(block.norm2)
+        self.norm1, self.norm2 = _flat(block.norm1), _flat(block.norm2)
         self.conv1, self.conv2 = last_tap(block.conv1), last_tap(block.conv2)
         shortcut = block.conv_shortcut
         self.shortcut = last_tap(shortcut) if isinstance(shortcut, nn.Conv3d) else nn.Identity()
@@ -66,7 +56,7 @@ class Attention(nn.Module):
 
     def __init__(self, block: WanBlock) -> None:
         super().__init__()
-        self.norm = ChannelNorm(block.norm)
+        self.norm = _flat(block.norm)
         self.to_qkv, self.proj = block.to_qkv, block.proj
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +108,7 @@ class FirstFrameEncoder(nn.Module):
         for attention, block in zip(encoder.mid_block.attentions, encoder.mid_block.resnets[1:], strict=True):
             middle += [Attention(attention), ResBlock(block)]
         self.middle = nn.Sequential(*middle)
-        self.norm_out = ChannelNorm(encoder.norm_out)
+        self.norm_out = _flat(encoder.norm_out)
         self.conv_out = last_tap(encoder.conv_out)
         self.mode = last_tap(vae.quant_conv, slice(vae.config.z_dim))  # the variances are never used
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wamserve.action_codec.errors import CheckpointError, RequestError
+from wamserve.policy_server.world_model.channel_norm import replace_norms
 from wamserve.policy_server.world_model.config import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from wamserve.policy_server.world_model.first_frame import FirstFrameEncoder, WanVAE
 
@@ -29,6 +30,7 @@ class VideoVAE(nn.Module):
                 seen=f"{factors[0]}x in space, {factors[1]}x in time",
                 expected="16x in space, 4x in time (Wan 2.2)",
             )
+        replace_norms(vae)
         self.vae = vae
         self.first_frame = FirstFrameEncoder(vae)
         place = {"dtype": vae.dtype, "device": vae.device}

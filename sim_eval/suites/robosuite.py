@@ -28,6 +28,7 @@ logging.getLogger("robosuite_logs").setLevel(logging.WARNING)
 
 Scene = dict[str, np.ndarray]
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand", "frontview": "frontview"}
+HAND_REACH, HAND_DEPTH = 0.09, 0.05  # m: where an open hand around one cube meets the centre of another
 JOINT_KP = 400.0  # tracks a 3 s sine within 0.03 rad; robosuite's 50 within 0.10
 
 
@@ -42,19 +43,18 @@ class Entry:
     extra: dict[str, Any] | None = None  # arguments of the environment
 
 
-def _cube_scene(env: Any, body: int, cube: Any, lift: float) -> Scene:
-    """Grasp a cube at its centre; fingers along whichever of its sides is nearest to where they are."""
-    data = env.sim.data
-    position = np.array(data.body_xpos[body])
-    rotation = np.array(data.body_xmat[body]).reshape(3, 3)
-    half = float(cube.size[2])
-    fingers = panda.finger_axis(env)
-    sides = [s * rotation[:2, k] for k in range(3) for s in (1.0, -1.0)]
-    axis = max(sides, key=lambda side: float(side @ fingers))
+def _cube_scene(env: Any, body: int, cube: Any, lift: float, other: int | None = None) -> Scene:
+    """Grasp a cube at its centre, the fingers as the arm holds them at home, however the cube is turned.
+
+    An open hand fits around its diagonal, and closing turns it. So the joints follow from where the cube is
+    and not from its edges, which a small picture hardly shows.
+    """
+    position = np.array(env.sim.data.body_xpos[body])
+    beside = None if other is None else (env.sim.data.body_xpos[other] - position)[:2]
     return {
         "grasp_pos": position - [0.0, 0.0, 0.002],
-        "grasp_axis": axis / max(float(np.linalg.norm(axis)), 1e-6),
-        "object_width": np.array([2 * half]),
+        "grasp_axis": _free_axis(beside),
+        "object_width": np.array([2 * float(cube.size[2])]),
         "grasped": np.array([float(panda.holds(env, cube))]),
         "travel_z": np.array([lift]),
         "place_pos": np.full(3, np.nan),
@@ -62,12 +62,22 @@ def _cube_scene(env: Any, body: int, cube: Any, lift: float) -> Scene:
     }
 
 
+def _free_axis(beside: np.ndarray | None) -> np.ndarray:
+    """Finger axis [2]: the table's y, or 60 degrees from it and away from a neighbour [2] m in the way."""
+    if beside is None or not (abs(beside[1]) < HAND_REACH and abs(beside[0]) < HAND_DEPTH):
+        return np.array([0.0, 1.0])
+    side = -1.0 if beside[0] * beside[1] > 0 else 1.0
+    return np.array([side * np.sin(np.pi / 3), np.cos(np.pi / 3)])
+
+
 def _lift(env: Any) -> Scene:
     return _cube_scene(env, env.cube_body_id, env.cube, env.table_offset[2] + 0.16)
 
 
 def _stack(env: Any) -> Scene:
-    scene = _cube_scene(env, env.cubeA_body_id, env.cubeA, env.table_offset[2] + 0.18)
+    scene = _cube_scene(
+        env, env.cubeA_body_id, env.cubeA, env.table_offset[2] + 0.18, other=env.cubeB_body_id
+    )
     below = np.array(env.sim.data.body_xpos[env.cubeB_body_id])
     on_top = float(env.cubeA.size[2] + env.cubeB.size[2])
     scene["place_pos"] = below + [0.0, 0.0, on_top - 0.002]
