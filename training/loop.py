@@ -20,6 +20,7 @@ from wamserve.policy_server.world_model.checkpoint import Checkpoint, load_weigh
 from wamserve.policy_server.world_model.network import WorldModel
 from wamserve.policy_server.world_model.prompt_kv import PromptKV
 from wamserve.policy_server.world_model.text import PromptTokenizer, load_tokenizer
+from wamserve.training.attention import product_attention
 from wamserve.training.config import TrainConfig
 from wamserve.training.curve import keep_curve
 from wamserve.training.export import export_card, export_checkpoint
@@ -66,6 +67,9 @@ class Trainer:
             network = WorldModel(self.checkpoint.config)
         load_weights(network, self.checkpoint, ranks.device, torch.float32)
         network.gradient_checkpointing = config.gradient_checkpointing
+        if ranks.device.type == "cpu" and config.precision == "bf16":
+            for layer in network.layers:
+                layer.self_attn.attend = product_attention
         names = prepare_parameters(network, config.trainable)
         if config.shard:
             shard(network, ranks)
