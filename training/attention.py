@@ -18,8 +18,8 @@ def product_attention(
 ) -> Tensor:
     """`joint_attention` in bf16, all rows at once with the padding of short prompts hidden.
 
-    At some two hundred tokens the scores fit the cache, and forward and backward together take well under half
-    the time of `scaled_dot_product_attention`.
+    At some two hundred tokens the scores fit the cache, and forward and backward together take less than half
+    of the time that `scaled_dot_product_attention` takes.
     """
     half = torch.bfloat16
     batch, heads, rows, width = query.shape

@@ -81,7 +81,8 @@ def train_start(
         num_hidden_layers=layers,
         vocab_size=vocabulary,
     )
-    prompts, frames = [], []
+    prompts: list[str] = []
+    frames: list[str] = []
     for name in datasets:
         contract, folder = _named(name)
         fit = canvas_fit(contract.model.canvas)

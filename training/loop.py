@@ -16,6 +16,7 @@ from torch import Tensor
 from wamserve.action_codec.errors import WamError
 from wamserve.clients.policy import Mode
 from wamserve.embodiments.contract import load
+from wamserve.policy_server.world_model.attention import MoTAttention
 from wamserve.policy_server.world_model.checkpoint import Checkpoint, load_weights, open_checkpoint
 from wamserve.policy_server.world_model.network import WorldModel
 from wamserve.policy_server.world_model.prompt_kv import PromptKV
@@ -68,8 +69,9 @@ class Trainer:
         load_weights(network, self.checkpoint, ranks.device, torch.float32)
         network.gradient_checkpointing = config.gradient_checkpointing
         if ranks.device.type == "cpu" and config.precision == "bf16":
-            for layer in network.layers:
-                layer.self_attn.attend = product_attention
+            for module in network.modules():
+                if isinstance(module, MoTAttention):
+                    module.attend = product_attention
         names = prepare_parameters(network, config.trainable)
         if config.shard:
             shard(network, ranks)
