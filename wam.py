@@ -36,6 +36,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("wamserve.training.cli:prepare", "compute a data set's training windows and video latents"),
     "train": ("wamserve.training.cli:train", "train or post-train a world-action model"),
     "train vae": ("wamserve.training.cli:train_vae", "train a small video VAE"),
+    "train modes": (
+        "wamserve.training.cli:train_modes",
+        "compare training modes apart with training them jointly",
+    ),
     "train start": ("wamserve.training.cli:train_start", "write the checkpoint a small model starts from"),
     "check task": (
         "wamserve.sim_eval.cli:check_task_verb",

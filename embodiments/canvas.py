@@ -23,8 +23,9 @@ Pixels = NDArray[np.uint8]
 Float = NDArray[np.float32]
 
 # tier -> aspect name "w,h" as prompts spell it -> (width, height), in the order ties are broken.
-# 128 is our own, for small models; the others are the published checkpoints'.
+# 64 and 128 are our own, for small models; the others are the published checkpoints'.
 TIERS: dict[str, dict[str, tuple[int, int]]] = {
+    "64": {"1,1": (64, 64)},
     "128": {"1,1": (128, 128), "4,3": (160, 128), "3,4": (128, 160), "2,1": (192, 96), "16,9": (160, 96)},
     "256": {"1,1": (256, 256), "4,3": (320, 256), "3,4": (256, 320), "16,9": (320, 192), "9,16": (192, 320)},
     "480": {

@@ -107,7 +107,7 @@ class Canvas:
     videos: tuple[str, ...]  # the dataset's video key of each view
     height: int  # pixels of the composed frame, before the tier
     width: int
-    tier: Literal["128", "256", "480", "704", "720"]
+    tier: Literal["64", "128", "256", "480", "704", "720"]
     resize: Literal["bilinear_truncate"] = (
         "bilinear_truncate"  # no antialias, align_corners=False, floor to uint8
     )

@@ -1,12 +1,11 @@
-"""`wam train`, `wam train vae`, `wam train start`, `wam prepare`: from data sets to a checkpoint."""
+"""`wam train`, its `vae`, `start` and `modes`, and `wam prepare`: from data sets to a checkpoint."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import numpy as np
 import tomllib
 import tyro
 
@@ -14,9 +13,6 @@ from wamserve.embodiments.canvas import canvas_fit
 from wamserve.embodiments.contract import Embodiment, load
 from wamserve.embodiments.prompt import render
 from wamserve.training.config import build
-
-if TYPE_CHECKING:
-    from wamserve.training.vae import Clips
 
 
 def train(config: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -41,11 +37,12 @@ def train_vae(
         out: folder of the VAE; the same command again resumes.
         recipe: TOML with fields of training.vae.VaeRecipe.
     """
+    from wamserve.training.record import clips_of_dataset
     from wamserve.training.vae import VaeRecipe
     from wamserve.training.vae import train_vae as run
 
     table = tomllib.loads(recipe.read_text()) if recipe is not None else {}
-    clips = [_clips(*_named(name)) for name in datasets]
+    clips = [clips_of_dataset(*_named(name)) for name in datasets]
     frames = sum(len(clip.frames) for clip in clips)
     print(f"wam train vae: {frames} frames of {len(datasets)} data sets -> {out}", flush=True)
     run(build(VaeRecipe, table, str(recipe)), clips, out, lambda line: print(line, flush=True))
@@ -72,6 +69,7 @@ def train_start(
     from dataclasses import replace
 
     from wamserve.policy_server.world_model.config import preset
+    from wamserve.training.record import instructions_of
     from wamserve.training.small import frame_of, start_small
 
     config = replace(
@@ -86,7 +84,7 @@ def train_start(
     for name in datasets:
         contract, folder = _named(name)
         fit = canvas_fit(contract.model.canvas)
-        prompts += [render(contract.model, text, fit=fit) for text in _instructions(folder)]
+        prompts += [render(contract.model, text, fit=fit) for text in instructions_of(folder)]
         frames += frame_of(contract.model, fit)
     start_small(out, config, vae, prompts, frames, seed)
     print(f"checkpoint: {out}")
@@ -129,6 +127,33 @@ def prepare(
     print(f"{meta.windows} windows: {out}")
 
 
+def train_modes(
+    out: Path = Path("runs/modes"), recipe: Path | None = None, quick: bool = False, workers: int = 2
+) -> None:
+    """Train and score forward dynamics, inverse dynamics and policy apart and jointly, on PushT at 64 px.
+
+    Prints single-mode beside joint checkpoints with intervals over seeds. The same command again resumes.
+
+    Args:
+        out: folder of everything that is made; the table is table.md and table.json in it.
+        recipe: TOML with fields of training.modes_recipe.ModesRecipe, in place of its defaults.
+        quick: sizes of minutes, whose numbers mean nothing: to see that every stage works.
+        workers: checkpoints at work at a time, a core each; 0: one after another, on all cores.
+    """
+    from wamserve.action_codec.errors import WamError
+    from wamserve.training.modes import compare_modes, say
+    from wamserve.training.modes_recipe import QUICK, ModesRecipe, cells_of
+    from wamserve.training.modes_table import markdown
+
+    if quick and recipe is not None:
+        raise WamError("quick is a recipe of its own", seen=recipe, fix="--quick or --recipe")
+    table = tomllib.loads(recipe.read_text()) if recipe is not None else {}
+    sizes = QUICK if quick else build(ModesRecipe, table, str(recipe))
+    say(f"wam train modes: {len(cells_of(sizes))} checkpoints, {workers} at a time, into {out}")
+    print(markdown(compare_modes(sizes, out, workers, say)))
+    print(f"table: {out / 'table.md'}")
+
+
 def _named(dataset: str) -> tuple[Embodiment, Path]:
     from wamserve.action_codec.errors import WamError
 
@@ -138,22 +163,3 @@ def _named(dataset: str) -> tuple[Embodiment, Path]:
             "not a data set", seen=dataset, expected="CONTRACT=FOLDER, e.g. panda_joint=data/panda"
         )
     return load(contract), Path(folder)
-
-
-def _instructions(folder: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    return [str(text) for text in pq.read_table(folder / "meta" / "tasks.parquet")["task"].to_pylist()]
-
-
-def _clips(contract: Embodiment, folder: Path) -> Clips:
-    from wamserve.embodiments.canvas import fit_frame
-    from wamserve.training.record import source_episodes
-    from wamserve.training.vae import Clips
-
-    frames = [
-        fit_frame(episode.canvas, contract.model.canvas.tier).pixels
-        for episode in source_episodes(folder, contract)
-    ]
-    lengths = np.array([len(frame) for frame in frames])
-    return Clips(np.concatenate(frames), np.cumsum(lengths) - lengths, lengths)

@@ -157,9 +157,8 @@ class Trainer:
         config = self.config
         common = np.random.default_rng((config.seed, stream, index))
         which = int(common.choice(len(self.data), p=self.share))
-        rng = np.random.default_rng((config.seed, stream, index, self.ranks.rank))
         count = config.batch // self.ranks.size
-        modes = config.objective.draw_modes(rng, count)
+        rng, modes = begin_batch(config, stream, index, self.ranks.rank, count)
         batch, modes = self._draw(self.data[which], rng, modes, held_out)
         plans = [config.objective.draw_plan(rng, mode, **batch.data.plan_arguments) for mode in modes]
         sigma = torch.from_numpy(config.objective.draw_sigma(rng, count)).float().to(self.ranks.device)
@@ -270,6 +269,23 @@ class Trainer:
     def _say(self, line: str) -> None:
         if self.ranks.first:
             self.log(line)
+
+
+def begin_batch(
+    config: TrainConfig, stream: int, index: int, rank: int, count: int
+) -> tuple[np.random.Generator, list[Mode]]:
+    """The modes of the `count` samples that a rank draws for batch `index`, and the generator behind them."""
+    rng = np.random.default_rng((config.seed, stream, index, rank))
+    return rng, config.objective.draw_modes(rng, count)
+
+
+def samples_by_mode(config: TrainConfig) -> dict[Mode, int]:
+    """How many samples of each mode a run of one rank learns from, counted and not expected."""
+    counts: dict[Mode, int] = dict.fromkeys(config.objective.modes, 0)
+    for step in range(config.steps):
+        for mode in begin_batch(config, TRAIN_STREAM, step, 0, config.batch)[1]:
+            counts[mode] += 1
+    return counts
 
 
 def _local_state(adam: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:

@@ -154,6 +154,7 @@ LANDS = {  # contract -> padded frame and content, height x width
     "panda_joint": (96, 192, 96, 192),
     "panda_osc": (192, 320, 160, 320),
     "pusht": (128, 128, 128, 128),
+    "pusht_64": (64, 64, 64, 64),
 }
 
 

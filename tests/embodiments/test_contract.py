@@ -33,6 +33,7 @@ ASKED_FOR = {
     "umi": (6, 10),
     "libero": (5, 10),
     "pusht": (4, 2),
+    "pusht_64": (4, 2),
     "panda_joint": (10, 8),
     "panda_osc": (11, 10),
 }
