@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +95,11 @@ def _make_ground(recipe: ModesRecipe, place: Place, stages: Stages, workers: int
         ),
     )
     for seed in recipe.seeds:
-        stages.run(f"seed-{seed}/start", lambda tell, seed=seed: _start(recipe, place, seed))
-    stages.run("baselines", lambda tell: _baselines(recipe, place, tell))
+        stages.run(f"seed-{seed}/start", partial(_start, recipe, place, seed))
+    stages.run("baselines", partial(_baselines, recipe, place))
 
 
-def _start(recipe: ModesRecipe, place: Place, seed: int) -> None:
+def _start(recipe: ModesRecipe, place: Place, seed: int, log: Log) -> None:
     contract = load(CONTRACT)
     fit = canvas_fit(contract.model.canvas)
     config = replace(
@@ -111,6 +112,7 @@ def _start(recipe: ModesRecipe, place: Place, seed: int) -> None:
     texts = instructions_of(place.demonstrations)
     prompts = [render(contract.model, text, fit=fit) for text in texts]
     start_small(place.start(seed), config, place.vae, prompts, frame_of(contract.model, fit), seed)
+    log(f"{len(texts)} sentences, {config.num_hidden_layers} layers of {config.hidden_size}")
 
 
 def _baselines(recipe: ModesRecipe, place: Place, log: Log) -> None:

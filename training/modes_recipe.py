@@ -29,16 +29,14 @@ class ModesRecipe:
     demonstrations: int = 240  # episodes to learn from; every 20th only draws the validation curve
     held_out: int = 16  # undisturbed episodes of other starts, to score dynamics and open-loop actions on
     starts: int = 40  # of the closed loop, other ones again
-    vae: VaeRecipe = field(
-        default_factory=lambda: VaeRecipe(steps=2400, clip_frames=(1, 5, 9, 17), full=0.0, kl_weight=1e-6)
-    )
+    vae: VaeRecipe = field(default_factory=lambda: VaeRecipe(steps=3000, clip_frames=(1, 5, 9, 17), full=0.0))
     hop: int = 2  # rows between the starts of training windows
     hidden: int = 192  # network's width
     layers: int = 4
     intermediate: int = 576
     vocabulary: int = 512
-    steps: int = 2000  # of a single-mode checkpoint; the joint one takes as many for each mode
-    batch: int = 24  # samples per step
+    steps: int = 2400  # of a single-mode checkpoint; the joint one takes as many for each mode
+    batch: int = 16  # samples per step
     learning_rate: float = 5e-4
     seeds: tuple[int, ...] = (0, 1, 2)  # of weights, batches and noise
     clips: int = 64  # scored, spread evenly over the held-out episodes
