@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -138,9 +139,12 @@ def _make_cells(recipe: ModesRecipe, place: Place, workers: int, log: Log) -> No
         try:
             for job in as_completed(jobs):
                 job.result()
-        except BaseException:
+        except BrokenProcessPool:
+            raise RunError(
+                "a worker was killed, as when memory runs out", fix="the same command with --workers 1"
+            ) from None
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _make_cell_aloud(recipe: ModesRecipe, out: Path, cell: Cell) -> None:

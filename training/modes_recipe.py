@@ -35,7 +35,7 @@ class ModesRecipe:
     layers: int = 4
     intermediate: int = 576
     vocabulary: int = 512
-    steps: int = 2400  # of a single-mode checkpoint; the joint one takes as many for each mode
+    steps: int = 3200  # of a single-mode checkpoint; the joint one takes as many for each mode
     batch: int = 16  # samples per step
     learning_rate: float = 5e-4
     seeds: tuple[int, ...] = (0, 1, 2)  # of weights, batches and noise
@@ -181,7 +181,7 @@ def train_config(recipe: ModesRecipe, place: Place, cell: Cell) -> TrainConfig:
         trainable=Trainable(text_tower=True),
         card=Card(f"pusht-{cell.kind}-{cell.seed}", guidance=1.0, dynamics_steps=recipe.dynamics_steps),
         seed=cell.seed,
-        precision="fp32",
+        precision="bf16",
         save_every=200,
         log_every=50,
         validate_every=500,
