@@ -76,7 +76,8 @@ def start_small(
     """Writes the folder `wam train` starts from and returns it.
 
     Linear maps start at 0.02, residual outputs smaller with depth, both output heads at zero: the first
-    prediction is v = 0 whatever comes in.
+    prediction is v = 0 whatever comes in. Word embeddings start at 1: at 0.02 the layers' own outputs drown
+    which word stands where, and a network that hears no difference never learns to listen.
     """
     write_random_checkpoint(folder, config, seed=seed)
     shutil.rmtree(folder / "vae")
@@ -102,6 +103,8 @@ def _initial(
         return torch.ones_like(value)
     if name.startswith(("proj_out.", "action_proj_out.")) or name.endswith("bias") or ".bias." in name:
         return torch.zeros_like(value)
+    if name.startswith("embed_tokens."):
+        return torch.randn(value.shape, generator=generator)
     std = 0.02
     if "down_proj" in name or "to_out" in name or "to_add_out" in name:
         std /= (2 * config.num_hidden_layers) ** 0.5
