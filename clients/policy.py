@@ -102,6 +102,7 @@ class BatchPolicy(Policy, Protocol):
 
 def infer_batch(policy: Policy, requests: Sequence[Request]) -> list[Prediction]:
     """Answers in order; one call where the policy can batch, one by one where it cannot."""
-    if isinstance(policy, BatchPolicy):
-        return policy.infer_batch(requests)
+    together = getattr(policy, "infer_batch", None)  # isinstance() would look at the whole protocol each time
+    if together is not None:
+        return list(together(requests))
     return [policy.infer(request) for request in requests]
