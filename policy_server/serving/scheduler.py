@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from wamserve.policy_server.serving.batcher import Batcher, Job
 from wamserve.policy_server.serving.company import Company
 from wamserve.policy_server.serving.engine import Answer, Engine
 from wamserve.policy_server.serving.metrics import Metrics
+
+logger = logging.getLogger("wamserve.serving")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Scheduler:
         self.queue = Batcher(rules.max_batch, rules.max_queue)
         self.company = Company()
         self._free = 0.0  # when the engine had answered its last batch
-        self._wake = asyncio.Event()
+        self._next: asyncio.Handle | None = None  # when to look at the queue again
         self._futures: dict[Job, asyncio.Future[Outcome]] = {}
 
     async def answer(
@@ -78,8 +80,11 @@ class Scheduler:
             self._fail(replaced, Superseded("a newer observation of the session took its place"))
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[job] = future
-        self._wake.set()
         self.metrics.queue_depth.set(len(self.queue))
+        if self.queue.clients() >= self.connections():
+            self._consider()
+        elif not self.engine.busy:  # those go along that arrive together with this one
+            self._again(asyncio.get_running_loop().call_soon(self._consider))
         try:
             if request.deadline_ms is None:
                 return await future
@@ -94,41 +99,29 @@ class Scheduler:
             self.queue.withdraw(job)
             self._futures.pop(job, None)
 
-    async def run(self) -> None:
-        """Feeds the engine until cancelled."""
-        while True:
-            await self._company()
-            if not self.engine.ready.is_set():
-                await self._wait_for_engine()
-                continue  # who waits may have changed meanwhile
-            batch = self.queue.take()
-            self.metrics.queue_depth.set(len(self.queue))
-            if batch:
-                await self._infer(batch)
-                self._free = time.perf_counter()
-
-    async def _wait_for_engine(self) -> None:
-        ready = asyncio.ensure_future(self.engine.ready.wait())
-        over = asyncio.ensure_future(self.engine.over.wait())
-        try:
-            await asyncio.wait({ready, over}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
-            over.cancel()
+    def engine_changed(self) -> None:
+        """To be called whenever the engine's state has changed."""
         if self.engine.over.is_set():
             self.fail_all(self.engine.error or PolicyUnavailable("the engine is stopped"))
-            await asyncio.Event().wait()
+        elif self.engine.ready.is_set():
+            self._consider()
 
-    async def _company(self) -> None:
-        """Returns when a batch should leave."""
-        while True:
+    def _again(self, handle: asyncio.Handle | None) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        self._next = handle
+
+    def _consider(self) -> None:
+        """Sends a batch if one should leave now; else sets the clock for when one should."""
+        self._again(None)
+        while len(self.queue) and not self.engine.busy and self.engine.ready.is_set():
             now = time.perf_counter()
-            until = self._leaves_at(now) if len(self.queue) else None
-            if until is not None and until <= now:
+            until = self._leaves_at(now)
+            if until > now:
+                self._again(asyncio.get_running_loop().call_later(until - now, self._consider))
                 return
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), None if until is None else until - now)
+            self._send(self.queue.take())
+            self.metrics.queue_depth.set(len(self.queue))
 
     def _leaves_at(self, now: float) -> float:
         """When what waits should go to the engine; `now` or less: at once."""
@@ -142,25 +135,35 @@ class Scheduler:
         room, since = self.rules.max_batch - len(batch), max(self._free, oldest)
         return self.company.wait_until(now, since, len(batch), room, min(job.late_at for job in batch))
 
-    async def _infer(self, batch: list[Job]) -> None:
+    def _send(self, batch: list[Job]) -> None:
         left_at = time.perf_counter()
+
+        def done(outcome: Answer | WamError) -> None:
+            self._done(batch, left_at, outcome)
+            self._consider()
+
+        next_seeds = [job.next_seed for job in batch if job.next_seed is not None]
         try:
-            next_seeds = [job.next_seed for job in batch if job.next_seed is not None]
-            answer = await self.engine.infer([job.request for job in batch], next_seeds)
-        except PolicyUnavailable as error:
-            # Nobody who waits can know how long the restart takes: all are told now.
-            for job in batch:
-                self._fail(job, error)
-            self.fail_all(error)
-            return
+            self.engine.submit([job.request for job in batch], next_seeds, done)
         except WamError as error:
+            self._done(batch, left_at, error)
+        except Exception as error:
+            logger.exception("a batch cannot be sent")
+            self._done(batch, left_at, PolicyError(f"the engine cannot be asked ({type(error).__name__})"))
+
+    def _done(self, batch: list[Job], left_at: float, outcome: Answer | WamError) -> None:
+        if isinstance(outcome, WamError):
             for job in batch:
-                self._fail(job, error)
+                self._fail(job, outcome)
+            if isinstance(outcome, PolicyUnavailable):
+                # Nobody who waits can know how long the restart takes: all are told now.
+                self.fail_all(outcome)
             return
-        self.company.ran(len(batch), time.perf_counter() - left_at)
-        self.metrics.batch(len(batch), answer.gpu_bytes)
-        for job, result in zip(batch, answer.results, strict=True):
-            self._deliver(job, result, answer, left_at, len(batch))
+        self._free = time.perf_counter()
+        for job, result in zip(batch, outcome.results, strict=True):
+            self._deliver(job, result, outcome, left_at, len(batch))
+        self.company.ran(len(batch), self._free - left_at)
+        self.metrics.batch(len(batch), outcome.gpu_bytes)
 
     def _deliver(
         self, job: Job, result: Prediction | WamError, answer: Answer, left_at: float, size: int
