@@ -7,6 +7,7 @@ import os
 import tempfile
 import weakref
 from bisect import insort
+from collections import deque
 
 import numpy as np
 
@@ -34,14 +35,19 @@ class Arena:
         self._free: list[tuple[int, int]] = [(0, size)]  # (start, end), sorted, never adjacent
         self._used: dict[int, int] = {}  # start -> end
         self._lent = 0  # bytes of blocks that `lend` gave away
+        # (start, bytes) of lent blocks nobody looks into any more. Finalizers run in any thread, and between
+        # any two lines here: they only append.
+        self._returned: deque[tuple[int, int]] = deque()
         self._address = _address(np.frombuffer(self._memory, np.uint8, 1))
 
     @property
     def used_bytes(self) -> int:
+        self._take_back()
         return sum(end - start for start, end in self._used.items())
 
     def allocate(self, nbytes: int) -> int:
         """Offset of a free block. Raises ArenaFull."""
+        self._take_back()
         need = max(_ALIGN, -(-nbytes // _ALIGN) * _ALIGN)
         for index, (start, end) in enumerate(self._free):
             if end - start >= need:
@@ -75,6 +81,7 @@ class Arena:
 
         None once half of the memory is lent: who begins to fill blocks must not starve who is done.
         """
+        self._take_back()
         if self._lent + nbytes > self.size // 2:
             return None
         try:
@@ -83,12 +90,14 @@ class Arena:
             return None
         self._lent += nbytes
         block = self._view(start, np.dtype(np.uint8), (nbytes,))
-        weakref.finalize(block, self._take_back, start, nbytes).atexit = False
+        weakref.finalize(block, self._returned.append, (start, nbytes)).atexit = False
         return block
 
-    def _take_back(self, start: int, nbytes: int) -> None:
-        self._lent -= nbytes
-        self.free(start)
+    def _take_back(self) -> None:
+        while self._returned:
+            start, nbytes = self._returned.popleft()
+            self._lent -= nbytes
+            self.free(start)
 
     def place(self, array: np.ndarray) -> int | None:
         """Where `array` lies in this memory, as `read` takes it; None where it does not."""

@@ -63,6 +63,30 @@ def test_a_lent_block_is_freed_with_the_last_view_of_it():
     assert arena.used_bytes == 0
 
 
+def test_a_block_that_comes_back_while_another_is_sought_is_taken_back_later():
+    arena = Arena(1 << 16)
+    blocks = [arena.lend(1 << 10) for _ in range(6)]
+    blocks[0] = blocks[2] = None
+
+    class Collecting(list):
+        """Iterating allocates, and so may run the garbage collector and through it a block's finalizer."""
+
+        def __iter__(self):
+            for place, span in enumerate(list(super().__iter__())):
+                yield span
+                if place == 1:
+                    blocks[1] = None
+
+    assert arena.used_bytes == 4 << 10
+    arena._free = Collecting(arena._free)
+    large = arena.lend(3 << 10)
+    assert blocks[1] is None and arena.place(large) == 6 << 10
+    assert arena.place(arena.lend(3 << 10)) == 0, "the three blocks that came back are one"
+    del large
+    blocks.clear()
+    assert arena.used_bytes == 0 and arena._free == [(0, arena.size)]
+
+
 def test_half_of_the_memory_stays_for_those_who_are_done():
     arena = Arena(1 << 16)
     lent = [arena.lend(1 << 14) for _ in range(3)]
