@@ -89,6 +89,7 @@ class Conversation:
         finally:
             closed.remove_done_callback(self._gone)
             closed.cancel()
+            received.end()
             for task in self.tasks:
                 task.cancel()
             if self.tasks:

@@ -81,7 +81,7 @@ class FrameReader(StreamReader):
             data = yield from super().read_exact(n)
             if self._first is None:
                 self._first = data[0]
-            self._mask = bytes(data)
+            self._mask = bytes(data) if n == 4 else b""
             return data
         is_whole = bool(self.ticket) and self._first == _WHOLE_BINARY and len(self._mask) == 4
         payload = self.filling = Payload(self.room(n), self._mask if is_whole else b"")
@@ -93,6 +93,7 @@ class FrameReader(StreamReader):
             while payload.rest:
                 if self.eof:
                     missing = len(payload.rest)
+                    del payload  # the connection keeps the error, which keeps this frame
                     raise EOFError(f"stream ends {missing} bytes before the end of a payload of {n} bytes")
                 yield
         finally:
@@ -129,6 +130,10 @@ class Intake(asyncio.BufferedProtocol):
         """A message of the connection as it was sent."""
         return self._reader.whole.popleft() if message == self._reader.ticket else message
 
+    def end(self) -> None:
+        """No message will be asked for any more: the memory of those that wait is free again."""
+        self._reader.whole = deque(maxlen=0)
+
     def get_buffer(self, sizehint: int) -> memoryview:
         rest = self._reader.rest
         return rest[:_PIECE] if rest else self._small
@@ -150,6 +155,7 @@ class Intake(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.connection_lost(exc)
+        self._reader.filling = None
 
     def pause_writing(self) -> None:
         self._connection.pause_writing()

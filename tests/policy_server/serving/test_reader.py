@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 import serving_messages as messages
@@ -14,6 +15,7 @@ from websockets.streams import StreamReader
 
 from wamserve.policy_server.serving import reader as frames
 from wamserve.policy_server.serving.reader import FrameReader, Intake, install
+from wamserve.policy_server.serving.shm import Arena
 
 
 class Connection:
@@ -111,6 +113,49 @@ def test_a_payload_cut_short_is_an_end_of_stream(small_frames):
     reader.feed_eof()
     with pytest.raises(EOFError, match="15 bytes before the end of a payload of 20"):
         next(reading)
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_a_payload_cut_short_gives_its_memory_back_at_once(small_frames, no_collector):
+    arena, reader = Arena(1 << 16), FrameReader()
+    reader.room = arena.lend
+    reading = reader.read_exact(20)
+    next(reading)
+    assert arena.used_bytes
+    reader.feed_eof()
+    with pytest.raises(EOFError) as kept:
+        next(reading)
+    assert kept.value.__traceback__ is not None and arena.used_bytes == 0
+
+
+def test_messages_nobody_asks_for_any_more_give_their_memory_back(small_frames, no_collector):
+    arena, connection = Arena(1 << 16), Live(Protocol(SERVER, max_size=90))
+    intake = install(connection, arena.lend)
+    frame = Frame(Opcode.BINARY, bytes(20)).serialize(mask=True)
+    connection.arrive(Frame(Opcode.BINARY, b"x").serialize(mask=True) + frame)
+    assert connection.messages.pop() == bytes(20)
+    connection.protocol.receive_data(frame)  # read, and waits
+    assert arena.used_bytes
+    intake.end()
+    assert arena.used_bytes == 0
+    connection.protocol.receive_data(frame)
+    assert arena.used_bytes == 0
+
+
+def test_only_a_mask_is_kept_of_what_was_read(small_frames):
+    reader = FrameReader()
+    for size in (2, 4, 100):
+        reader.feed_data(bytes(size))
+        with pytest.raises(StopIteration):
+            next(reader.read_exact(size))
+        assert reader._mask == (bytes(4) if size == 4 else b"")
 
 
 def test_a_claimed_size_over_the_bound_reserves_nothing():
