@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Hashable
+from copy import copy
 from dataclasses import dataclass
 
 from wamserve.action_codec.errors import PolicyError, PolicyLate, PolicyUnavailable, WamError
@@ -72,39 +73,44 @@ class Scheduler:
         raised. Cancelling withdraws the request.
         """
         if self.engine.over.is_set():
-            raise self.engine.error or PolicyUnavailable("the engine is stopped")
+            raise self._unavailable()
         job = Job(request, client, arrived, time.perf_counter(), stream, next_seed)
-        self.company.arrived(client, job.queued)
-        replaced = self.queue.offer(job)
-        if replaced is not None:
-            self._fail(replaced, Superseded("a newer observation of the session took its place"))
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._futures[job] = future
-        self.metrics.queue_depth.set(len(self.queue))
-        if self.queue.clients() >= self.connections():
-            self._consider()
-        elif not self.engine.busy:  # those go along that arrive together with this one
-            self._again(asyncio.get_running_loop().call_soon(self._consider))
         try:
+            self.company.arrived(client, job.queued)
+            replaced = self.queue.offer(job)
+            self._futures[job] = future
+            if replaced is not None:
+                self._fail(replaced, Superseded("a newer observation of the session took its place"))
+                del replaced
+            self.metrics.queue_depth.set(len(self.queue))
+            if not self.engine.busy:
+                # Not at once: what has arrived together with this one goes along, or takes its place.
+                self._again(asyncio.get_running_loop().call_soon(self._consider))
             if request.deadline_ms is None:
                 return await future
             left = arrived + request.deadline_ms / 1e3 - time.perf_counter()
             async with asyncio.timeout(max(left, 0.0)):
                 return await future
         except TimeoutError:
-            raise PolicyLate(
-                "the request outlived its deadline", expected=f"{request.deadline_ms:g} ms"
-            ) from None
+            raise _late(request) from None
         finally:
             self.queue.withdraw(job)
             self._futures.pop(job, None)
+            # An error keeps this frame, and the future keeps the error: no such ring may hold the frames of
+            # the request, which lie in shared memory, until the garbage collector comes by.
+            del future, job, request
 
     def engine_changed(self) -> None:
         """To be called whenever the engine's state has changed."""
         if self.engine.over.is_set():
-            self.fail_all(self.engine.error or PolicyUnavailable("the engine is stopped"))
+            self.fail_all(self._unavailable())
         elif self.engine.ready.is_set():
             self._consider()
+
+    def _unavailable(self) -> WamError:
+        """Why the engine answers nobody any more. A new one each time: what is raised keeps its frames."""
+        return copy(self.engine.error) or PolicyUnavailable("the engine is stopped")
 
     def _again(self, handle: asyncio.Handle | None) -> None:
         if self._next is not None:
@@ -194,3 +200,7 @@ class Scheduler:
     def left(self, client: Hashable) -> None:
         """A connection is gone."""
         self.company.left(client)
+
+
+def _late(request: Request) -> PolicyLate:
+    return PolicyLate("the request outlived its deadline", expected=f"{request.deadline_ms:g} ms")
