@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from wamserve.action_codec.errors import PolicyOverloaded, PolicyUnavailable, WamError
+from wamserve.action_codec.errors import PolicyError, PolicyOverloaded, PolicyUnavailable, WamError
 from wamserve.clients.policy import Prediction, Request
 from wamserve.policy_server.serving.channel import pack
 from wamserve.policy_server.serving.frames import Reader, Writer, unpack_error
@@ -150,14 +150,20 @@ class Engine:
     def _answered(self, reply: dict[str, Any]) -> None:
         """Every rank is done with the pending batch."""
         reader = Reader(self.replies, copy=True)
-        results: list[Prediction | WamError] = [
-            unpack_error(item["error"]) if "error" in item else reader.prediction(item)
-            for item in reply["results"]
-        ]
+        outcome: Answer | WamError
+        try:
+            results: list[Prediction | WamError] = [
+                unpack_error(item["error"]) if "error" in item else reader.prediction(item)
+                for item in reply["results"]
+            ]
+            outcome = Answer(results, reply["infer_ms"], reply["gpu_bytes"])
+            self.gpu_bytes = outcome.gpu_bytes
+        except Exception as error:
+            logger.exception("a reply of the engine cannot be read")
+            outcome = PolicyError(f"the engine's reply cannot be read ({type(error).__name__})")
         if reader.blocks:
             self._read.append(reply["batch"])
-        self.gpu_bytes = reply["gpu_bytes"]
-        self._finish(Answer(results, reply["infer_ms"], reply["gpu_bytes"]))
+        self._finish(outcome)
 
     def _finish(self, outcome: Answer | WamError) -> None:
         if self._pending is not None:

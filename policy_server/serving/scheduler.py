@@ -120,6 +120,8 @@ class Scheduler:
     def _consider(self) -> None:
         """Sends a batch if one should leave now; else sets the clock for when one should."""
         self._again(None)
+        for job in self.queue.late(time.perf_counter()):
+            self._fail(job, _late(job.request))
         while len(self.queue) and not self.engine.busy and self.engine.ready.is_set():
             now = time.perf_counter()
             until = self._leaves_at(now)
@@ -145,8 +147,10 @@ class Scheduler:
         left_at = time.perf_counter()
 
         def done(outcome: Answer | WamError) -> None:
-            self._done(batch, left_at, outcome)
-            self._consider()
+            try:
+                self._done(batch, left_at, outcome)
+            finally:
+                self._consider()
 
         next_seeds = [job.next_seed for job in batch if job.next_seed is not None]
         try:
@@ -158,6 +162,12 @@ class Scheduler:
             self._done(batch, left_at, PolicyError(f"the engine cannot be asked ({type(error).__name__})"))
 
     def _done(self, batch: list[Job], left_at: float, outcome: Answer | WamError) -> None:
+        if isinstance(outcome, Answer) and len(outcome.results) != len(batch):
+            outcome = PolicyError(
+                "the engine answered another number of requests",
+                seen=len(outcome.results),
+                expected=len(batch),
+            )
         if isinstance(outcome, WamError):
             for job in batch:
                 self._fail(job, outcome)

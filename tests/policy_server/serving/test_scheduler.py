@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from wamserve.action_codec.errors import PolicyError, PolicyLate, PolicyOverloaded, PolicyUnavailable
-from wamserve.clients.policy import Observation, Prediction, Request
-from wamserve.policy_server.serving.engine import Answer
+from wamserve.clients.policy import Observation, Prediction, Request, infer_batch
+from wamserve.policy_server.serving.engine import Answer, EngineSpec, _Pending
+from wamserve.policy_server.serving.engine import Engine as RealEngine
+from wamserve.policy_server.serving.frames import Writer
 from wamserve.policy_server.serving.metrics import Metrics
 from wamserve.policy_server.serving.scheduler import BatchRules, Scheduler, Superseded
 from wamserve.policy_server.serving.shm import Arena
@@ -83,7 +85,9 @@ async def test_requests_that_fail_give_their_memory_back_at_once(scheduler, no_c
 
     async def ask(step, **options) -> None:
         try:
-            await scheduler.answer(request(step, arena.lend(1 << 10), **options), "a", time.perf_counter(), "s")
+            await scheduler.answer(
+                request(step, arena.lend(1 << 10), **options), "a", time.perf_counter(), "s"
+            )
         except PolicyError as error:
             kept.append(type(error))
 
@@ -92,8 +96,8 @@ async def test_requests_that_fail_give_their_memory_back_at_once(scheduler, no_c
         task = asyncio.ensure_future(ask(step))
         await settled()
     assert kept == [Superseded] * 4 and arena.used_bytes == 1 << 10
-    asyncio.ensure_future(ask(5, deadline_ms=1.0))
-    await asyncio.sleep(0.01)
+    await ask(5, deadline_ms=1.0)
+    await settled()
     assert kept[4:] == [Superseded, PolicyLate] and task.done()
     del task
     assert arena.used_bytes == 0
@@ -119,3 +123,47 @@ async def test_a_request_that_finds_the_queue_full_leaves_nothing_behind(schedul
         task.cancel()
     await settled()
     assert len(scheduler.queue) == len(scheduler._futures) == 0
+
+
+async def test_an_answer_to_another_number_of_requests_fails_its_batch_and_no_other(scheduler):
+    tasks = [asked(scheduler, request(step)) for step in (1, 2)]
+    await settled()
+    later = asked(scheduler, request(3))
+    await settled()
+    scheduler.engine.answer(Answer([Prediction()], 1.0, 0))
+    await settled()
+    for task in tasks:
+        assert "another number of requests; seen: 1; expected: 2" in str(task.exception())
+    assert scheduler.engine.sent == [[1, 2], [3]]
+    scheduler.engine.answer(Answer([Prediction()], 1.0, 0))
+    assert (await later).batch == 1
+
+
+def test_a_policy_that_answers_another_number_of_requests_is_told_so():
+    class Short:
+        def infer_batch(self, requests):
+            return [Prediction()]
+
+    with pytest.raises(PolicyError, match="seen: 1; expected: 2"):
+        infer_batch(Short(), [request(1), request(2)])
+
+
+async def test_a_request_past_its_deadline_is_not_sent(scheduler):
+    first = asked(scheduler, request(1))
+    await settled()
+    late, last = asked(scheduler, request(2, deadline_ms=1.0)), asked(scheduler, request(3))
+    await settled()
+    time.sleep(0.01)  # the loop is held up: the deadline's own timer has not run
+    scheduler.engine.answer(Answer([Prediction()], 1.0, 0))
+    await settled()
+    assert scheduler.engine.sent == [[1], [3]] and isinstance(late.exception(), PolicyLate)
+    scheduler.engine.answer(Answer([Prediction()], 1.0, 0))
+    await asyncio.gather(first, last)
+
+
+async def test_a_reply_that_cannot_be_read_fails_its_batch_and_frees_the_engine():
+    engine, outcomes = RealEngine(EngineSpec("nowhere:none")), []
+    engine.replies = Arena(1 << 12)
+    engine._pending = _Pending(Writer(engine.replies), outcomes.append)
+    engine._answered({"batch": 1, "results": [{"chunk": None}], "infer_ms": 1.0, "gpu_bytes": 0})
+    assert not engine.busy and "cannot be read (KeyError)" in str(outcomes.pop())
