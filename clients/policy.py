@@ -8,6 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from wamserve.action_codec.errors import PolicyError
+
 Mode = Literal["policy", "fd", "id"]
 
 
@@ -101,7 +103,16 @@ class BatchPolicy(Policy, Protocol):
 
 
 def infer_batch(policy: Policy, requests: Sequence[Request]) -> list[Prediction]:
-    """Answers in order; one call where the policy can batch, one by one where it cannot."""
-    if isinstance(policy, BatchPolicy):
-        return policy.infer_batch(requests)
+    """Answers in order; one call where the policy can batch, one by one where it cannot.
+
+    Raises PolicyError where the policy gives more or fewer answers than it was asked for.
+    """
+    together = getattr(policy, "infer_batch", None)  # isinstance() would look at the whole protocol each time
+    if together is not None:
+        answers = list(together(requests))
+        if len(answers) != len(requests):
+            raise PolicyError(
+                "the policy answered another number of requests", seen=len(answers), expected=len(requests)
+            )
+        return answers
     return [policy.infer(request) for request in requests]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ import msgpack
 import numpy as np
 
 from wamserve.action_codec.errors import WireError
+from wamserve.clients.in_place import own, set_aside, stands_for
 from wamserve.clients.jpeg import Jpeg
 
 
@@ -98,7 +100,17 @@ def decode(data: object, limits: Limits = LIMITS, *, jpeg: bool = False) -> Any:
     size = data.nbytes if isinstance(data, memoryview) else len(data)
     if size > limits.message_bytes:
         raise WireError("the message is too large", seen=f"{size} B", expected=f"<= {limits.message_bytes} B")
-    budget = _Budget(limits, jpeg)
+    short, large = set_aside(data)
+    if large:
+        try:
+            return _unpacked(short, _Budget(limits, jpeg, large))
+        except WireError:
+            pass  # hostile, or what looked like large data was not: the message itself says which
+    return _unpacked(data, _Budget(limits, jpeg))
+
+
+def _unpacked(data: bytes | bytearray | memoryview, budget: _Budget) -> Any:
+    limits = budget.limits
     try:
         value = msgpack.unpackb(
             data,
@@ -108,13 +120,15 @@ def decode(data: object, limits: Limits = LIMITS, *, jpeg: bool = False) -> Any:
             list_hook=budget.list,
             max_array_len=limits.list_items,
             max_map_len=limits.items,
-            max_ext_len=0,
-            ext_hook=_refuse_ext,
+            max_ext_len=16 if budget.large else 0,
+            ext_hook=budget.stand_in,
         )
     except WireError:
         raise
     except Exception as error:
         raise WireError(f"the bytes are not one msgpack message: {_short(error)}") from error
+    if budget.met != len(budget.large):
+        raise WireError("large data lies inside of another value")
     # Fewer containers than the depth allows cannot be nested too deep.
     if budget.containers > limits.depth:
         _check_depth(value, limits.depth)
@@ -134,11 +148,19 @@ def decode_map(data: object, limits: Limits = LIMITS, *, jpeg: bool = False) -> 
 class _Budget:
     """Msgpack's hooks, called innermost container first; they count, and turn marker maps into arrays."""
 
-    def __init__(self, limits: Limits, jpeg: bool) -> None:
+    def __init__(self, limits: Limits, jpeg: bool, large: Sequence[memoryview] = ()) -> None:
         self.limits = limits
         self.jpeg = jpeg
+        self.large = large  # what stand-ins stand for
+        self.met = 0
         self.containers = 0
         self.items = 0
+
+    def stand_in(self, code: int, data: bytes) -> memoryview:
+        if self.met < len(self.large) and data == stands_for(self.met):
+            self.met += 1
+            return self.large[self.met - 1]
+        raise WireError("msgpack extension types are refused", seen=f"type {code}")
 
     def _count(self, length: int) -> None:
         self.containers += 1
@@ -149,12 +171,14 @@ class _Budget:
 
     def list(self, value: list[Any]) -> list[Any]:
         self._count(len(value))
-        return value
+        return [own(item) for item in value] if self.large and memoryview in map(type, value) else value
 
     def map(self, value: dict[Any, Any]) -> Any:
         self._count(0)
         if len(value) == 4 and _ARRAY in value and value.keys() == _OPENPI_ARRAY_KEYS:  # the common case
             return array_from(value[b"data"], value[b"dtype"], value[b"shape"], self.limits)
+        if self.large and memoryview in map(type, value.values()):
+            value = {key: own(item) for key, item in value.items()}
         if all(type(key) is str for key in value) and _MARKERS.isdisjoint(value) and "nd" not in value:
             self.items += len(value)
             return value
@@ -200,7 +224,7 @@ def array_from(data: object, dtype: object, shape: object, limits: Limits = LIMI
     """A read-only array over `data`, after everything numpy would take on trust has been checked."""
     kind = _dtype_from(dtype)
     dims = _shape_from(shape)
-    if not isinstance(data, bytes):
+    if not isinstance(data, bytes | memoryview):
         raise WireError("array data must be bytes", seen=type(data).__name__)
     expected = math.prod(dims) * kind.itemsize
     # Zero-sized dimensions must not hide absurd ones; otherwise the data bounds them.
@@ -216,6 +240,9 @@ def array_from(data: object, dtype: object, shape: object, limits: Limits = LIMI
         array: np.ndarray = np.ndarray(dims, kind, buffer=data)
     except Exception as error:
         raise WireError(f"not an array: {_short(error)}", seen=f"{kind.str} {list(dims)}") from error
+    if not array.flags.aligned:  # numbers that lie in the message wherever they happened to
+        array = array.copy()
+        array.flags.writeable = False
     if kind.kind == "b" and array.size and array.view(np.uint8).max() > 1:
         raise WireError("a bool array holds bytes other than 0 and 1")
     if kind.kind == "U" and array.size:
@@ -300,10 +327,6 @@ def _check_depth(value: object, depth: int) -> None:
             return
     if any(isinstance(item, dict | list) for item in layer):
         raise WireError("the message is nested too deep", expected=f"<= {depth} levels")
-
-
-def _refuse_ext(code: int, data: bytes) -> object:
-    raise WireError("msgpack extension types are refused", seen=f"type {code}")
 
 
 def _short(value: object) -> str:

@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 from wamserve.action_codec.errors import RequestError
 from wamserve.clients.check import check_request
 from wamserve.clients.messages import SUBPROTOCOL
-from wamserve.clients.policy import Request
+from wamserve.clients.policy import Observation, Request
 from wamserve.clients.wire import LIMITS, Limits
 from wamserve.embodiments.canvas import compose
 from wamserve.policy_server.serving.auth import Tokens
@@ -84,7 +84,6 @@ class Server:
         self.port = 0
         self._names = itertools.count(1)
         self._stopped = asyncio.Event()
-        self._scheduling: asyncio.Task[None]
         self._listener: WebSocketServer
 
     @property
@@ -116,7 +115,6 @@ class Server:
             ) from error
         self.port = next(iter(self._listener.sockets)).getsockname()[1]
         self.engine.start()
-        self._scheduling = asyncio.create_task(self.scheduler.run(), name="scheduler")
 
     async def _listen(self) -> WebSocketServer:
         settings = self.settings
@@ -150,8 +148,6 @@ class Server:
             await asyncio.gather(*(each.close(RESTART) for each in idle), return_exceptions=True)
             await asyncio.sleep(0.01)
         await self._listener.wait_closed()
-        self._scheduling.cancel()
-        await asyncio.gather(self._scheduling, return_exceptions=True)
         await self.engine.stop()
         if self.recorder is not None:
             self.recorder.finish()
@@ -167,18 +163,17 @@ class Server:
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    def prepare(self, request: Request) -> Request:
-        """The request as the engine gets it: checked against the served contract, its views composed where
-        the policy asked for that. Raises RequestError for one that does not fit."""
-        served = self.engine.served
+    def prepare(self, request: Request) -> Observation:
+        """What the engine is to see of a request: checked against the served contract, its views composed
+        where the policy asked for that. Raises RequestError for one that does not fit."""
+        served, seen = self.engine.served, request.observation
         if served is None or served.declared is None:
-            return request
+            return seen
         check_request(served.declared, request)
-        seen = request.observation
         if not served.composed or request.mode == "id" or set(seen.images) == {"canvas"}:
-            return request
-        canvas = compose(served.declared.model.canvas, seen.images)
-        return replace(request, observation=replace(seen, images={"canvas": canvas}))
+            return seen
+        canvas = compose(served.declared.model.canvas, seen.images, self.engine.picture)
+        return replace(seen, images={"canvas": canvas})
 
     async def _converse(self, websocket: ServerConnection) -> None:
         conversation = Conversation(self, websocket, f"c{next(self._names)}")
@@ -198,6 +193,7 @@ class Server:
         self.metrics.engine_restarts.set(self.engine.restarts)
         if self.on_change is not None:
             self.on_change(self.engine)
+        self.scheduler.engine_changed()
 
 
 def _select_subprotocol(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -99,6 +99,13 @@ class Batcher:
         self._forget(job)
         return True
 
+    def late(self, now: float) -> list[Job]:
+        """Takes out the jobs whose deadline has passed."""
+        late = [job for line in self._lines.values() for job in line if job.late_at <= now]
+        for job in late:
+            self.withdraw(job)
+        return late
+
     def clients(self) -> int:
         """How many connections have a request waiting."""
         return len(self._lines)

@@ -25,6 +25,9 @@ class Framer:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
+        # One message, as nearly always.
+        if not self._buffer and int.from_bytes(data[: _HEADER.size], "little") == len(data) - _HEADER.size:
+            return [msgpack.unpackb(memoryview(data)[_HEADER.size :])]
         self._buffer += data
         messages = []
         start = 0

@@ -32,6 +32,7 @@ from wamserve.policy_server.serving.dialects.base import (
     Dialect,
     Forget,
     Out,
+    Received,
     Timing,
 )
 from wamserve.policy_server.serving.dialects.plain import Plain
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wamserve.serving")
 
 _LOADING_EVERY_S = 0.5
+_AT_ONCE = 2**14  # bytes, below websockets' write limit of 32 KiB
 
 
 class Conversation:
@@ -68,7 +70,7 @@ class Conversation:
     async def run(self) -> None:
         closed = asyncio.ensure_future(self.websocket.wait_closed())
         closed.add_done_callback(self._gone)
-        install(self.websocket)
+        received = install(self.websocket, self.server.engine.room, self.server.engine.expect)
         try:
             if not await self._wait_until_ready(closed):
                 return
@@ -76,11 +78,9 @@ class Conversation:
             if self.server.recorder is not None:
                 self.server.recorder.opened(self.name, self.websocket)
             await self._send(self.dialect.greet())
-            async for frame in self.websocket:
-                arrived = time.perf_counter()
-                if self.server.recorder is not None:
-                    self.server.recorder.frame(self.name, "client", frame)
-                await self._take(frame, arrived)
+            async for message in self.websocket:
+                # Nothing here holds on to it: its memory is shared, and free again once it is answered.
+                await self._take(received.message(message), time.perf_counter())
         except ConnectionClosed:
             pass
         except asyncio.CancelledError:
@@ -89,6 +89,7 @@ class Conversation:
         finally:
             closed.remove_done_callback(self._gone)
             closed.cancel()
+            received.end()
             for task in self.tasks:
                 task.cancel()
             if self.tasks:
@@ -144,7 +145,9 @@ class Conversation:
             await self.close(RESTART if self.server.draining else SERVER_ERROR)
         return engine.ready.is_set() and not closed.done()
 
-    async def _take(self, frame: bytes | str, arrived: float) -> None:
+    async def _take(self, frame: Received, arrived: float) -> None:
+        if self.server.recorder is not None:
+            self.server.recorder.frame(self.name, "client", frame)
         heard: Ask | Forget | Out | None = None
         try:
             within = self.rate.take()
@@ -188,7 +191,8 @@ class Conversation:
                 )
             began = time.perf_counter()
             seed, next_seed = self._seeds(request)
-            request = replace(self.server.prepare(request), seed=seed, session=self._session(request.session))
+            seen = self.server.prepare(request)
+            request = replace(request, observation=seen, seed=seed, session=self._session(request.session))
             prepare_ms = 1e3 * (time.perf_counter() - began)
             outcome = await self.server.scheduler.answer(request, self.name, arrived, stream, next_seed)
             answered = time.perf_counter()
@@ -226,8 +230,13 @@ class Conversation:
 
     async def _send(self, out: Out) -> None:
         """Frames of one answer. A reader slower than the send timeout loses the connection."""
+        at_once = out.close is None and sum(map(len, out.frames)) <= _AT_ONCE
+        if at_once and not self.websocket.transport.get_write_buffer_size():
+            timeout_s = None  # the transport takes it without waiting for the reader
+        else:
+            timeout_s = self.server.settings.send_timeout_s
         try:
-            async with asyncio.timeout(self.server.settings.send_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 for frame in out.frames:
                     await self.websocket.send(frame)
                     if self.server.recorder is not None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -13,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wamserve.action_codec.errors import PolicyOverloaded, PolicyUnavailable, WamError
+import numpy as np
+
+from wamserve.action_codec.errors import PolicyError, PolicyOverloaded, PolicyUnavailable, WamError
 from wamserve.clients.policy import Prediction, Request
 from wamserve.policy_server.serving.channel import pack
 from wamserve.policy_server.serving.frames import Reader, Writer, unpack_error
@@ -23,6 +26,8 @@ from wamserve.policy_server.serving.shm import Arena, ArenaFull
 from wamserve.policy_server.serving.watchdog import Patience
 
 logger = logging.getLogger("wamserve.serving")
+
+_EXPECT = pack({"type": "expect"})
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,17 @@ class Answer:
     gpu_bytes: int
 
 
+@dataclass
+class _Pending:
+    """The batch that is with the engine."""
+
+    writer: Writer  # of its requests
+    done: Callable[[Answer | WamError], None]
+    reports: list[dict[str, Any]] = field(default_factory=list)  # one per rank
+
+
 class Engine:
-    """`await start()`, then `await infer(requests)`; `ready` is set while batches are taken."""
+    """`start()`, then `submit(requests)`; `ready` is set while batches are taken."""
 
     def __init__(self, spec: EngineSpec, on_change: Callable[[], None] = lambda: None) -> None:
         self.spec = spec
@@ -68,8 +82,7 @@ class Engine:
         self._failures = 0
         self._born = 0.0
         self._batch = 0
-        self._pending: asyncio.Future[dict[str, Any]] | None = None
-        self._done: list[dict[str, Any]] = []  # reports on the pending batch, one per rank
+        self._pending: _Pending | None = None
         self._read: list[int] = []  # batches whose reply blocks the engine may free
         self._restart: asyncio.TimerHandle | None = None
         self._watching: asyncio.TimerHandle | None = None
@@ -79,6 +92,11 @@ class Engine:
     @property
     def pids(self) -> list[int]:
         return [member.process.pid for member in self._members]
+
+    @property
+    def busy(self) -> bool:
+        """True while a batch is with the engine."""
+        return self._pending is not None
 
     def start(self) -> None:
         """Spawns the ranks; returns at once. `ready` follows, or `over` with `error` set."""
@@ -99,41 +117,76 @@ class Engine:
             load = {"type": "load", "factory": self.spec.factory, "kwargs": dict(self.spec.kwargs)}
             member.send(pack({**load, "rank": rank, "env": {}}))
 
-    async def infer(self, requests: Sequence[Request], next_seeds: Sequence[int] = ()) -> Answer:
-        """One batch through the engine. Raises PolicyUnavailable if it dies, PolicyOverloaded if frames
-        do not fit into shared memory. next_seeds: of requests to come, to prepare for after the reply."""
-        if not self.ready.is_set() or self._pending is not None:
+    def submit(
+        self,
+        requests: Sequence[Request],
+        next_seeds: Sequence[int],
+        done: Callable[[Answer | WamError], None],
+    ) -> None:
+        """Sends one batch; `done` hears once what became of it: PolicyUnavailable where the engine died.
+
+        Raises PolicyUnavailable where it takes none now, PolicyOverloaded if frames do not fit into shared
+        memory. next_seeds: of requests to come, to prepare for after the reply.
+        """
+        if not self.ready.is_set() or self.busy:
             raise PolicyUnavailable("the engine takes no batch now", seen=self.state)
         self._batch += 1
         writer = Writer(self.requests)
         try:
             packed = [writer.request(request) for request in requests]
+            batch = {"type": "batch", "batch": self._batch, "requests": packed, "read": self._read}
+            message = pack({**batch, "next_seeds": list(next_seeds)})
+            for member in self._members:
+                member.send_batch(message)
         except ArenaFull as error:
             writer.free()
             raise PolicyOverloaded("no shared memory left for frames", seen=str(error)) from error
-        batch = {"type": "batch", "batch": self._batch, "requests": packed, "read": self._read}
-        message = pack({**batch, "next_seeds": list(next_seeds)})
+        except BaseException:
+            writer.free()
+            raise
         self._read = []
-        arena = self.requests
-        self._pending = asyncio.get_running_loop().create_future()
-        self._done = []
-        try:
-            for member in self._members:
-                member.send_batch(message)
-            reply = await self._pending
-        finally:
-            self._pending = None
-            if self.requests is arena:  # a restart has replaced it with its blocks
-                writer.free()
+        self._pending = _Pending(writer, done)
+
+    def _answered(self, reply: dict[str, Any]) -> None:
+        """Every rank is done with the pending batch."""
         reader = Reader(self.replies, copy=True)
-        results: list[Prediction | WamError] = [
-            unpack_error(item["error"]) if "error" in item else reader.prediction(item)
-            for item in reply["results"]
-        ]
+        outcome: Answer | WamError
+        try:
+            results: list[Prediction | WamError] = [
+                unpack_error(item["error"]) if "error" in item else reader.prediction(item)
+                for item in reply["results"]
+            ]
+            outcome = Answer(results, reply["infer_ms"], reply["gpu_bytes"])
+            self.gpu_bytes = outcome.gpu_bytes
+        except Exception as error:
+            logger.exception("a reply of the engine cannot be read")
+            outcome = PolicyError(f"the engine's reply cannot be read ({type(error).__name__})")
         if reader.blocks:
             self._read.append(reply["batch"])
-        self.gpu_bytes = reply["gpu_bytes"]
-        return Answer(results, reply["infer_ms"], reply["gpu_bytes"])
+        self._finish(outcome)
+
+    def _finish(self, outcome: Answer | WamError) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.writer.free()
+            pending.done(outcome)
+
+    def expect(self) -> None:
+        """A request is about to come: an idle engine is woken and finds its way back into the caches while
+        the rest of the request is received."""
+        if self.ready.is_set() and not self.busy:
+            with contextlib.suppress(PolicyUnavailable):
+                for member in self._members:
+                    member.send(_EXPECT)
+
+    def room(self, nbytes: int) -> np.ndarray:
+        """Memory for a frame to come, [nbytes] uint8: shared where it can be, so that no one copies it."""
+        block = self.requests.lend(nbytes)
+        return np.empty(nbytes, np.uint8) if block is None else block
+
+    def picture(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Such memory for a picture."""
+        return self.room(math.prod(shape)).reshape(shape)
 
     def reset(self, session: str) -> None:
         """Ends an episode; an engine that is down has forgotten it already."""
@@ -148,8 +201,8 @@ class Engine:
                 timer.cancel()
         self.ready.clear()
         members, self._members = self._members, []
-        self._set("stopped")
         self.over.set()
+        self._set("stopped")
         for member in members:
             member.close()
         deadline = time.monotonic() + grace_s
@@ -157,15 +210,11 @@ class Engine:
             while member.process.poll() is None and time.monotonic() < deadline:
                 await asyncio.sleep(0.02)
             member.kill()
-        self._fail_pending(PolicyUnavailable("the server is stopping"))
+        self._finish(PolicyUnavailable("the server is stopping"))
 
     def _set(self, state: str, stage: str = "", fraction: float = 0.0) -> None:
         self.state, self.stage, self.fraction = state, stage, fraction
         self.on_change()
-
-    def _fail_pending(self, error: WamError) -> None:
-        if self._pending is not None and not self._pending.done():
-            self._pending.set_exception(error)
 
     def _heard(self, member: Member, message: dict[str, Any] | None) -> None:
         if message is None:
@@ -183,14 +232,15 @@ class Engine:
                 self.served = Served.from_plain(message["served"])
                 self.gpu_bytes = message["gpu_bytes"]
             if all(each.ready for each in self._members):
-                self._set("ready")
                 self.error = None
                 self.ready.set()
+                self._set("ready")
                 self._watch()
-        elif kind == "done" and self._pending is not None and not self._pending.done():
-            self._done.append(message)
-            if len(self._done) == len(self._members):
-                self._pending.set_result(next(each for each in self._done if each["results"] is not None))
+        elif kind == "done" and self._pending is not None:
+            reports = self._pending.reports
+            reports.append(message)
+            if len(reports) == len(self._members):
+                self._answered(next(each for each in reports if each["results"] is not None))
         elif kind == "failed":
             self.error = unpack_error(message["error"])
 
@@ -215,7 +265,7 @@ class Engine:
         if self._watching is not None:
             self._watching.cancel()
         logger.error(json.dumps({"event": "engine lost", "rank": member.rank, "how": how}))
-        self._fail_pending(PolicyUnavailable(f"the engine process {how}; it is being restarted"))
+        self._finish(PolicyUnavailable(f"the engine process {how}; it is being restarted"))
         for each in members:
             each.kill()
         self.error = error or PolicyUnavailable(f"the engine process {how}")
@@ -226,8 +276,8 @@ class Engine:
         self._failures += 1
         # A policy that never came up once will not do so the second time.
         if self.served is None or self._failures > self.spec.max_restarts:
-            self._set("failed")
             self.over.set()
+            self._set("failed")
             return
         wait = min(30.0, self.spec.backoff_s * 2 ** (self._failures - 1))
         self._set("crashed", f"restarting in {wait:g} s")

@@ -109,6 +109,7 @@ class EngineProcess:
                 self.policy.reset(message["session"])
             elif kind == "load":
                 self.load(message)
+            # "expect": a batch is about to come. To be awake is all it asks.
 
     def answer(self, message: dict[str, Any]) -> None:
         reader = Reader(self.requests)

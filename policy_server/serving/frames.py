@@ -16,19 +16,28 @@ _PLAIN = ("mode", "delay", "seed", "steps", "guidance", "want_video", "session",
 
 
 class Writer:
-    """Puts the arrays of one message into an arena and remembers the blocks, to free them together."""
+    """Puts the arrays of one message into an arena and remembers the blocks, to free them together.
+
+    What lies there already stays, and is held until then.
+    """
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
         self.blocks: list[int] = []
+        self._held: list[np.ndarray] = []
 
     def array(self, array: np.ndarray | None) -> Any:
         if array is None:
             return None
         if array.nbytes <= _INLINE_BYTES:
             return [array.dtype.str, array.shape, array.tobytes()]
-        self.blocks.append(self.arena.write(array))
-        return [array.dtype.str, array.shape, self.blocks[-1]]
+        place = self.arena.place(array)
+        if place is not None:
+            self._held.append(array)
+        else:
+            place = self.arena.write(array)
+            self.blocks.append(place)
+        return [array.dtype.str, array.shape, place]
 
     def request(self, request: Request) -> dict[str, Any]:
         """Raises ArenaFull; what was written until then is in `blocks`."""
@@ -59,6 +68,7 @@ class Writer:
         for block in self.blocks:
             self.arena.free(block)
         self.blocks.clear()
+        self._held.clear()
 
 
 class Reader:

@@ -51,14 +51,14 @@ class Recorder:
         path = websocket.request.path if websocket.request is not None else "/"
         self._put(name, {"path": path, "subprotocol": websocket.subprotocol or ""})
 
-    def frame(self, name: str, side: Side, frame: bytes | str) -> None:
+    def frame(self, name: str, side: Side, frame: bytes | str | memoryview) -> None:
         if self._waiting_bytes + len(frame) > self.max_bytes:
             self.dropped += 1
             if self.dropped == 1:
                 logger.warning(json.dumps({"event": "recording drops frames", "folder": str(self.folder)}))
             return
         self._waiting_bytes += len(frame)
-        self._put(name, [time.time(), side, frame])
+        self._put(name, [time.time(), side, bytes(frame) if isinstance(frame, memoryview) else frame])
 
     def closed(self, name: str) -> None:
         self._put(name, None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import time
 from collections.abc import Callable, Hashable
+from copy import copy
 from dataclasses import dataclass
 
 from wamserve.action_codec.errors import PolicyError, PolicyLate, PolicyUnavailable, WamError
@@ -14,6 +15,8 @@ from wamserve.policy_server.serving.batcher import Batcher, Job
 from wamserve.policy_server.serving.company import Company
 from wamserve.policy_server.serving.engine import Answer, Engine
 from wamserve.policy_server.serving.metrics import Metrics
+
+logger = logging.getLogger("wamserve.serving")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Scheduler:
         self.queue = Batcher(rules.max_batch, rules.max_queue)
         self.company = Company()
         self._free = 0.0  # when the engine had answered its last batch
-        self._wake = asyncio.Event()
+        self._next: asyncio.Handle | None = None  # when to look at the queue again
         self._futures: dict[Job, asyncio.Future[Outcome]] = {}
 
     async def answer(
@@ -70,65 +73,63 @@ class Scheduler:
         raised. Cancelling withdraws the request.
         """
         if self.engine.over.is_set():
-            raise self.engine.error or PolicyUnavailable("the engine is stopped")
+            raise self._unavailable()
         job = Job(request, client, arrived, time.perf_counter(), stream, next_seed)
-        self.company.arrived(client, job.queued)
-        replaced = self.queue.offer(job)
-        if replaced is not None:
-            self._fail(replaced, Superseded("a newer observation of the session took its place"))
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._futures[job] = future
-        self._wake.set()
-        self.metrics.queue_depth.set(len(self.queue))
         try:
+            self.company.arrived(client, job.queued)
+            replaced = self.queue.offer(job)
+            self._futures[job] = future
+            if replaced is not None:
+                self._fail(replaced, Superseded("a newer observation of the session took its place"))
+                del replaced
+            self.metrics.queue_depth.set(len(self.queue))
+            if not self.engine.busy:
+                # Not at once: what has arrived together with this one goes along, or takes its place.
+                self._again(asyncio.get_running_loop().call_soon(self._consider))
             if request.deadline_ms is None:
                 return await future
             left = arrived + request.deadline_ms / 1e3 - time.perf_counter()
             async with asyncio.timeout(max(left, 0.0)):
                 return await future
         except TimeoutError:
-            raise PolicyLate(
-                "the request outlived its deadline", expected=f"{request.deadline_ms:g} ms"
-            ) from None
+            raise _late(request) from None
         finally:
             self.queue.withdraw(job)
             self._futures.pop(job, None)
+            # An error keeps this frame, and the future keeps the error: no such ring may hold the frames of
+            # the request, which lie in shared memory, until the garbage collector comes by.
+            del future, job, request
 
-    async def run(self) -> None:
-        """Feeds the engine until cancelled."""
-        while True:
-            await self._company()
-            if not self.engine.ready.is_set():
-                await self._wait_for_engine()
-                continue  # who waits may have changed meanwhile
-            batch = self.queue.take()
-            self.metrics.queue_depth.set(len(self.queue))
-            if batch:
-                await self._infer(batch)
-                self._free = time.perf_counter()
-
-    async def _wait_for_engine(self) -> None:
-        ready = asyncio.ensure_future(self.engine.ready.wait())
-        over = asyncio.ensure_future(self.engine.over.wait())
-        try:
-            await asyncio.wait({ready, over}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
-            over.cancel()
+    def engine_changed(self) -> None:
+        """To be called whenever the engine's state has changed."""
         if self.engine.over.is_set():
-            self.fail_all(self.engine.error or PolicyUnavailable("the engine is stopped"))
-            await asyncio.Event().wait()
+            self.fail_all(self._unavailable())
+        elif self.engine.ready.is_set():
+            self._consider()
 
-    async def _company(self) -> None:
-        """Returns when a batch should leave."""
-        while True:
+    def _unavailable(self) -> WamError:
+        """Why the engine answers nobody any more. A new one each time: what is raised keeps its frames."""
+        return copy(self.engine.error) or PolicyUnavailable("the engine is stopped")
+
+    def _again(self, handle: asyncio.Handle | None) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        self._next = handle
+
+    def _consider(self) -> None:
+        """Sends a batch if one should leave now; else sets the clock for when one should."""
+        self._again(None)
+        for job in self.queue.late(time.perf_counter()):
+            self._fail(job, _late(job.request))
+        while len(self.queue) and not self.engine.busy and self.engine.ready.is_set():
             now = time.perf_counter()
-            until = self._leaves_at(now) if len(self.queue) else None
-            if until is not None and until <= now:
+            until = self._leaves_at(now)
+            if until > now:
+                self._again(asyncio.get_running_loop().call_later(until - now, self._consider))
                 return
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), None if until is None else until - now)
+            self._send(self.queue.take())
+            self.metrics.queue_depth.set(len(self.queue))
 
     def _leaves_at(self, now: float) -> float:
         """When what waits should go to the engine; `now` or less: at once."""
@@ -142,25 +143,43 @@ class Scheduler:
         room, since = self.rules.max_batch - len(batch), max(self._free, oldest)
         return self.company.wait_until(now, since, len(batch), room, min(job.late_at for job in batch))
 
-    async def _infer(self, batch: list[Job]) -> None:
+    def _send(self, batch: list[Job]) -> None:
         left_at = time.perf_counter()
+
+        def done(outcome: Answer | WamError) -> None:
+            try:
+                self._done(batch, left_at, outcome)
+            finally:
+                self._consider()
+
+        next_seeds = [job.next_seed for job in batch if job.next_seed is not None]
         try:
-            next_seeds = [job.next_seed for job in batch if job.next_seed is not None]
-            answer = await self.engine.infer([job.request for job in batch], next_seeds)
-        except PolicyUnavailable as error:
-            # Nobody who waits can know how long the restart takes: all are told now.
-            for job in batch:
-                self._fail(job, error)
-            self.fail_all(error)
-            return
+            self.engine.submit([job.request for job in batch], next_seeds, done)
         except WamError as error:
+            self._done(batch, left_at, error)
+        except Exception as error:
+            logger.exception("a batch cannot be sent")
+            self._done(batch, left_at, PolicyError(f"the engine cannot be asked ({type(error).__name__})"))
+
+    def _done(self, batch: list[Job], left_at: float, outcome: Answer | WamError) -> None:
+        if isinstance(outcome, Answer) and len(outcome.results) != len(batch):
+            outcome = PolicyError(
+                "the engine answered another number of requests",
+                seen=len(outcome.results),
+                expected=len(batch),
+            )
+        if isinstance(outcome, WamError):
             for job in batch:
-                self._fail(job, error)
+                self._fail(job, outcome)
+            if isinstance(outcome, PolicyUnavailable):
+                # Nobody who waits can know how long the restart takes: all are told now.
+                self.fail_all(outcome)
             return
-        self.company.ran(len(batch), time.perf_counter() - left_at)
-        self.metrics.batch(len(batch), answer.gpu_bytes)
-        for job, result in zip(batch, answer.results, strict=True):
-            self._deliver(job, result, answer, left_at, len(batch))
+        self._free = time.perf_counter()
+        for job, result in zip(batch, outcome.results, strict=True):
+            self._deliver(job, result, outcome, left_at, len(batch))
+        self.company.ran(len(batch), self._free - left_at)
+        self.metrics.batch(len(batch), outcome.gpu_bytes)
 
     def _deliver(
         self, job: Job, result: Prediction | WamError, answer: Answer, left_at: float, size: int
@@ -191,3 +210,7 @@ class Scheduler:
     def left(self, client: Hashable) -> None:
         """A connection is gone."""
         self.company.left(client)
+
+
+def _late(request: Request) -> PolicyLate:
+    return PolicyLate("the request outlived its deadline", expected=f"{request.deadline_ms:g} ms")

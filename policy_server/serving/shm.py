@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from bisect import insort
+from collections import deque
 
 import numpy as np
 
@@ -32,13 +34,20 @@ class Arena:
         self._memory = mmap.mmap(fd, size)
         self._free: list[tuple[int, int]] = [(0, size)]  # (start, end), sorted, never adjacent
         self._used: dict[int, int] = {}  # start -> end
+        self._lent = 0  # bytes of blocks that `lend` gave away
+        # (start, bytes) of lent blocks nobody looks into any more. Finalizers run in any thread, and between
+        # any two lines here: they only append.
+        self._returned: deque[tuple[int, int]] = deque()
+        self._address = _address(np.frombuffer(self._memory, np.uint8, 1))
 
     @property
     def used_bytes(self) -> int:
+        self._take_back()
         return sum(end - start for start, end in self._used.items())
 
     def allocate(self, nbytes: int) -> int:
         """Offset of a free block. Raises ArenaFull."""
+        self._take_back()
         need = max(_ALIGN, -(-nbytes // _ALIGN) * _ALIGN)
         for index, (start, end) in enumerate(self._free):
             if end - start >= need:
@@ -67,6 +76,35 @@ class Arena:
         np.copyto(self._view(start, array.dtype, array.shape), array)
         return start
 
+    def lend(self, nbytes: int) -> np.ndarray | None:
+        """A new block to fill, [nbytes] uint8; it is freed with the last array or view that looks into it.
+
+        None once half of the memory is lent: who begins to fill blocks must not starve who is done.
+        """
+        self._take_back()
+        if self._lent + nbytes > self.size // 2:
+            return None
+        try:
+            start = self.allocate(nbytes)
+        except ArenaFull:
+            return None
+        self._lent += nbytes
+        block = self._view(start, np.dtype(np.uint8), (nbytes,))
+        weakref.finalize(block, self._returned.append, (start, nbytes)).atexit = False
+        return block
+
+    def _take_back(self) -> None:
+        while self._returned:
+            start, nbytes = self._returned.popleft()
+            self._lent -= nbytes
+            self.free(start)
+
+    def place(self, array: np.ndarray) -> int | None:
+        """Where `array` lies in this memory, as `read` takes it; None where it does not."""
+        start = _address(array) - self._address
+        within = 0 <= start <= self.size - array.nbytes
+        return start if within and array.flags.c_contiguous and array.flags.aligned else None
+
     def read(self, start: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         """Read-only view of a block; it holds until the writer frees the block."""
         view = self._view(start, dtype, shape)
@@ -81,6 +119,11 @@ class Arena:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _anonymous_file() -> int:

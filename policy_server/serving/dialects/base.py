@@ -12,6 +12,7 @@ from wamserve.action_codec.errors import RequestError
 from wamserve.clients.policy import Prediction, Request
 
 Frame = bytes | str  # a binary or a text frame
+Received = Frame | memoryview  # a large binary frame is a view of where it was received
 
 # Close codes of RFC 6455 and its registry.
 REFUSED, SERVER_ERROR, RESTART, TRY_LATER = 1008, 1011, 1012, 1013
@@ -60,7 +61,7 @@ class Dialect(Protocol):
     def greet(self) -> Out:
         """What the server says first, once the model is warm."""
 
-    def receive(self, frame: Frame) -> Ask | Forget | Out:
+    def receive(self, frame: Received) -> Ask | Forget | Out:
         """Raises WamError for a frame that is no good request; `fail` words the answer."""
 
     def reply(self, ask: Ask, prediction: Prediction, timing: Timing) -> Out: ...

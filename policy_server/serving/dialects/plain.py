@@ -16,8 +16,8 @@ from wamserve.policy_server.serving.dialects.base import (
     TRY_LATER,
     Ask,
     Forget,
-    Frame,
     Out,
+    Received,
     Timing,
     session_of,
 )
@@ -73,12 +73,12 @@ class Plain:
         six = self.roboarena_path or self.vllm or self.rules.metadata == "roboarena"
         return Out((wire.encode(roboarena.metadata(self.served) if six else {}),))
 
-    def receive(self, frame: Frame) -> Ask | Forget | Out:
+    def receive(self, frame: Received) -> Ask | Forget | Out:
         if isinstance(frame, str):
             raise WireError("a text frame is not a request", expected="one binary msgpack map")
         fields = wire.decode_map(frame, self.rules.limits)
         if self.form is None:
-            self.str_markers = _STR_MARKER in frame
+            self.str_markers = _STR_MARKER in bytes(frame)
         if "session_id" in fields and "endpoint" not in fields:
             self.typed_errors = True
         endpoint = fields.get("endpoint", "infer")

@@ -21,7 +21,7 @@ from wamserve.clients.messages import (
     failure_from,
 )
 from wamserve.clients.policy import Prediction, Request
-from wamserve.policy_server.serving.dialects.base import REFUSED, Ask, Forget, Frame, Out, Timing
+from wamserve.policy_server.serving.dialects.base import REFUSED, Ask, Forget, Out, Received, Timing
 
 
 class Wam:
@@ -45,7 +45,7 @@ class Wam:
     def greet(self) -> Out:
         return Out((wam_v1.encode_reply(self.hello),))
 
-    def receive(self, frame: Frame) -> Ask | Forget | Out:
+    def receive(self, frame: Received) -> Ask | Forget | Out:
         if isinstance(frame, str):
             return self._failed(Failure("refused", "a text frame is no wam.v1 message"))
         request_id = None

@@ -51,6 +51,65 @@ def test_a_block_that_is_not_in_use_cannot_be_freed():
         arena.free(64)
 
 
+def test_a_lent_block_is_freed_with_the_last_view_of_it():
+    arena = Arena(1 << 16)
+    block = arena.lend(1000)
+    view = np.frombuffer(memoryview(block)[100:500], np.uint8).reshape(20, 20)
+    assert arena.place(view) == 100 and arena.place(view[:, 1:]) is None
+    assert arena.place(np.zeros(10)) is None
+    del block
+    assert arena.used_bytes == 1024
+    del view
+    assert arena.used_bytes == 0
+
+
+def test_a_block_that_comes_back_while_another_is_sought_is_taken_back_later():
+    arena = Arena(1 << 16)
+    blocks = [arena.lend(1 << 10) for _ in range(6)]
+    blocks[0] = blocks[2] = None
+
+    class Collecting(list):
+        """Iterating allocates, and so may run the garbage collector and through it a block's finalizer."""
+
+        def __iter__(self):
+            for place, span in enumerate(list(super().__iter__())):
+                yield span
+                if place == 1:
+                    blocks[1] = None
+
+    assert arena.used_bytes == 4 << 10
+    arena._free = Collecting(arena._free)
+    large = arena.lend(3 << 10)
+    assert blocks[1] is None and arena.place(large) == 6 << 10
+    assert arena.place(arena.lend(3 << 10)) == 0, "the three blocks that came back are one"
+    del large
+    blocks.clear()
+    assert arena.used_bytes == 0 and arena._free == [(0, arena.size)]
+
+
+def test_half_of_the_memory_stays_for_those_who_are_done():
+    arena = Arena(1 << 16)
+    lent = [arena.lend(1 << 14) for _ in range(3)]
+    assert lent[1] is not None and lent[2] is None
+    assert arena.allocate(1 << 15) == 1 << 15
+    del lent
+    assert arena.lend(1 << 15) is not None
+    assert Arena(1 << 12).lend(1 << 12) is None
+
+
+def test_what_lies_there_already_is_not_copied_and_held_until_it_was_read():
+    arena = Arena(1 << 20)
+    picture = arena.lend(120 * 160 * 3).reshape(120, 160, 3)
+    picture[...] = 7
+    writer = Writer(arena)
+    packed = writer.request(Request(Observation({"wrist": picture}, {}), seed=1))
+    assert not writer.blocks and arena.used_bytes == 120 * 160 * 3
+    del picture
+    assert (Reader(Arena(1 << 20, arena.fd)).request(packed).observation.images["wrist"] == 7).all()
+    writer.free()
+    assert arena.used_bytes == 0
+
+
 def test_requests_and_predictions_survive_the_crossing_bit_by_bit():
     arena = Arena(1 << 22)
     observation = Observation(
