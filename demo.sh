@@ -18,6 +18,6 @@ until curl -fs "http://127.0.0.1:$port/readyz" >/dev/null 2>&1; do
   kill -0 $server || { cat "$log" >&2; echo "the server did not start" >&2; exit 1; }
   sleep 0.5
 done
-$wam eval robosuite/Lift --policy "ws://127.0.0.1:$port" --episodes 20 --workers 1 --run "$run" --video --replan-horizon 16
+$wam eval robosuite/Lift --policy "ws://127.0.0.1:$port" --episodes 20 --workers 1 --run "$run" --video --replan-horizon 8
 $wam score "$run"
 $wam view "$run"
