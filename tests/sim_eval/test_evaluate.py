@@ -227,7 +227,13 @@ def test_twenty_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path
 
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):
     run = tmp_path / "run"
-    process = subprocess.Popen(command(run, 200), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command(run, 200),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+    )
     # The row of an episode is in place before the next one's recording.
     while not (run / "episodes").is_dir() or len(list((run / "episodes").glob("*.npz"))) < 2:
         assert process.poll() is None
