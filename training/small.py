@@ -25,7 +25,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def frame_of(model: ModelHalf, fit: Fit) -> tuple[str, ...]:
     """What all prompts of a contract have in common: the text before the instruction and after it."""
-    before, after = render(model, "QZX", fit=fit).split("QZX")
+    before, _, after = render(model, "QZX", fit=fit).partition("QZX")  # all of it where the contract speaks
     return tuple(text for text in (before, after) if text)
 
 

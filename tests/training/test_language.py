@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from wamserve.embodiments.canvas import canvas_fit
@@ -50,3 +52,9 @@ def test_any_text_is_still_written_out_and_read_back(tokenizer):
     prompt = render(model, "ramasse le cube bleu, s'il te plaît", fit=canvas_fit(model.canvas))
     ids = tokenizer.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert tokenizer.tokenizer.decode(ids) == prompt
+
+
+def test_a_contract_with_its_own_instruction_has_one_prompt_and_that_is_its_frame():
+    model = replace(load("panda_joint").model, instruction="lift the cube")
+    fit = canvas_fit(model.canvas)
+    assert frame_of(model, fit) == (render(model, "anything else", fit=fit),)
