@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -69,6 +70,12 @@ class Prepared:
     def __init__(self, folder: Path, meta: Meta, embodiment: Embodiment, reach: float = float("inf")) -> None:
         self.folder, self.meta, self.embodiment = folder, meta, embodiment
         shape = (meta.windows, *meta.latent_shape)
+        size, whole = (folder / "latents.f16").stat().st_size, 2 * math.prod(shape)
+        if size != whole:
+            raise WamError(
+                f"{folder / 'latents.f16'} is not whole", seen=f"{size} bytes", expected=whole,
+                fix="prepare it again",
+            )  # fmt: skip
         self._latents = np.memmap(folder / "latents.f16", np.float16, "r", shape=shape)
         rows = np.load(folder / "windows.npz")
         self._actions, self._instruction = rows["actions"], rows["instruction"]

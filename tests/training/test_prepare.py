@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -37,3 +39,13 @@ def test_windows_that_reach_too_far_are_never_drawn(start, prepared):
         np.random.default_rng(0), [False] * 200, held_out=False
     )
     assert np.abs(drawn.actions).max() <= limit < reaches.max()
+
+
+def test_latents_that_were_cut_short_are_refused(start, prepared, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(prepared, cut)
+    with (cut / "latents.f16").open("r+b") as file:
+        file.truncate(1000)
+    contract = load(json.loads((cut / "meta.json").read_text())["contract"])
+    with pytest.raises(WamError, match="not whole; seen: 1000 bytes"):
+        open_prepared(cut, contract, open_checkpoint(start))
