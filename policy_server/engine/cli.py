@@ -84,13 +84,17 @@ def bench(
         policy = load_policy(checkpoint, **{**options, "engine": None})
         requests = _requests(policy, rounds + warm_up, guidance, steps)
         found = _about(policy, preset if random_weights else checkpoint, requests[0])
+        contract, known = policy.contract, policy.card
         del policy
         found |= _through_server(checkpoint, options, requests, warm_up)
         if diffusers:
+            from wamserve.policy_server.engine.shapes import DROID, contract_shapes
             from wamserve.policy_server.engine.versus import print_versus, versus
 
+            bare = random_weights and embodiment is None
+            shapes = DROID if bare else contract_shapes(contract, known)
             switches = dataclasses.asdict(engine)
-            found["versus"] = versus(Path(checkpoint), diffusers, device, dtype, switches)
+            found["versus"] = versus(Path(checkpoint), shapes, diffusers, device, dtype, switches)
             print_versus(found["versus"])
     _show(found)
     out.write_text(json.dumps(found, indent=1) + "\n")
