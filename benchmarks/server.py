@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/server.py          (needs `make .venv-openpi/.ready`)
 
 The request is DROID's: three 360x640 views, joints, gripper, prompt. The engine is instant, or sleeps 50 ms a
-batch, so that what is measured is wire, queue and preparation. Requests go to the servers in turns, one each
-in any order (or twenty of each of 8 clients), so that a busy machine is busy for all of them. One start of a
+batch, so that what is measured is wire, queue and preparation. Requests go to the servers in turns, so that a
+busy machine is busy for all of them: twenty to each in any order, as a robot asks one server again and again,
+and then one to each, so that every server has lost its caches to the others when it is asked. One start of a
 server can be half as fast as its next (where its buffers come to lie), so all are started several times.
 Reported: p50, p99 and processor time of a request as ratios to openpi-server's; throughput with 8 clients.
 """
@@ -56,12 +57,13 @@ obs = {"observation/wrist_image_left": view(0), "observation/exterior_image_1_le
 if clients == 1:
     policies = [WebsocketClientPolicy("127.0.0.1", port) for port in ports]
     times = [[] for _ in ports]
-    for turn in range(warm_up + rounds):
+    for lap in range((warm_up + rounds) // laps):
         for spent, policy in random.sample(list(zip(times, policies)), len(ports)):
-            start = time.perf_counter()
-            reply = policy.infer(obs)
-            spent.append(time.perf_counter() - start)
-            assert reply["action"].shape == (32, 8)
+            for _ in range(laps):
+                start = time.perf_counter()
+                reply = policy.infer(obs)
+                spent.append(time.perf_counter() - start)
+                assert reply["action"].shape == (32, 8)
     print(json.dumps([spent[warm_up:] for spent in times]))
 else:
     def drive(policy):
@@ -134,7 +136,7 @@ def drive(ports: list[int], clients: int, rounds: int, laps: int = 1) -> list:
 LATENCY = ("openpi-server 0.1.0", "wire alone", "wire + checks + canvas")
 
 
-def latency(rounds: int, starts: int) -> dict[str, np.ndarray]:
+def latency(rounds: int, starts: int, block: int) -> dict[str, np.ndarray]:
     """Name -> [starts, 3]: p50, p99 and processor time in ms of a request, one client, instant engine."""
     found: dict[str, list[list[float]]] = {name: [] for name in LATENCY}
     for start in range(starts):
@@ -146,7 +148,7 @@ def latency(rounds: int, starts: int) -> dict[str, np.ndarray]:
         ]
         with serving(servers, ports):
             before = [cpu_s(server) for server in servers]
-            times = drive(ports, 1, rounds)
+            times = drive(ports, 1, rounds, block)
             # A handshake is in it too.
             cpu = [
                 (cpu_s(server) - since) / (rounds + _WARM_UP)
@@ -183,17 +185,21 @@ def serving(servers: list[subprocess.Popen[bytes]], ports: list[int]) -> Iterato
             server.wait()
 
 
-def measure(rounds: int, seconds: float, starts: int) -> None:
+def measure(rounds: int, seconds: float, starts: int, blocks: list[int]) -> None:
     """Prints latency and throughput with their ratios to openpi-server's."""
-    found = latency(rounds, starts)
-    peer = found[LATENCY[0]]
-    print(f"one client, instant engine, medians of {starts} starts; ratio: median (lowest .. highest)")
-    print(f"  {'':24}" + "".join(f"{what + ' ms':>10}{'ratio':>22}" for what in ("p50", "p99", "cpu")))
-    for name, rows in found.items():
-        row = f"  {name:24}"
-        for value, ratio in zip(np.median(rows, axis=0), (rows / peer).T, strict=True):
-            row += f"{value:10.2f}{np.median(ratio):8.2f} ({ratio.min():4.2f} .. {ratio.max():4.2f})"
-        print(row)
+    for block in blocks:
+        found = latency(rounds, starts, block)
+        peer = found[LATENCY[0]]
+        print(
+            f"one client, instant engine, {block} requests to a server before the next one's turn\n"
+            f"medians of {starts} starts; ratio: median (lowest .. highest)"
+        )
+        print(f"  {'':24}" + "".join(f"{what + ' ms':>10}{'ratio':>22}" for what in ("p50", "p99", "cpu")))
+        for name, rows in found.items():
+            row = f"  {name:24}"
+            for value, ratio in zip(np.median(rows, axis=0), (rows / peer).T, strict=True):
+                row += f"{value:10.2f}{np.median(ratio):8.2f} ({ratio.min():4.2f} .. {ratio.max():4.2f})"
+            print(row, flush=True)
     rates = throughput(rounds, seconds)
     print(f"eight clients, {1e3 * seconds:g} ms a batch    requests/s")
     for name, rate in rates.items():
@@ -227,5 +233,6 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--engine-ms", type=float, default=50.0)
     parser.add_argument("--starts", type=int, default=7)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[20, 1])
     arguments = parser.parse_args()
-    measure(arguments.rounds, arguments.engine_ms / 1e3, arguments.starts)
+    measure(arguments.rounds, arguments.engine_ms / 1e3, arguments.starts, arguments.blocks)
