@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "run task": ("wamserve.sim_eval.live:run_task", "watch a policy server drive one simulator task"),
     "record": ("wamserve.training.record:record", "record scripted demonstrations as a LeRobot data set"),
     "prepare": ("wamserve.training.cli:prepare", "compute a data set's training windows and video latents"),
+    "label": ("wamserve.training.cli:label", "ask an oracle what to do in many simulated scenes"),
     "train": ("wamserve.training.cli:train", "train or post-train a world-action model"),
     "train vae": ("wamserve.training.cli:train_vae", "train a small video VAE"),
     "train modes": (

@@ -12,6 +12,7 @@ import tyro
 from wamserve.embodiments.canvas import canvas_fit
 from wamserve.embodiments.contract import Embodiment, load
 from wamserve.embodiments.prompt import render
+from wamserve.sim_eval.render import Profile
 from wamserve.training.config import build
 
 
@@ -125,6 +126,54 @@ def prepare(
         log=lambda line: print(line, flush=True),
     )
     print(f"{meta.windows} windows: {out}")
+
+
+def label(
+    tasks: Annotated[tuple[str, ...], tyro.conf.Positional],
+    out: Path,
+    vae: Path,
+    scenes: int = 1000,
+    moments: int = 3,
+    every: int = 8,
+    askew: float = 0.1,
+    policy: Path | None = None,
+    seed: int = 1,
+    profile: Profile = "fast",
+    contract: str | None = None,
+    workers: int = 0,
+) -> None:
+    """Ask the oracle what to do in many scenes and prepare its answers: a policy learns to look from them.
+
+    Args:
+        tasks: tasks of one contract that have an oracle, e.g. robosuite/Lift two_cubes/red.
+        out: folder of the prepared data, of first frames only.
+        vae: folder of the VAE that the checkpoint has.
+        scenes: initial states of each task.
+        moments: how often the oracle is asked in a scene.
+        every: control steps between two moments.
+        askew: deviation of what the oracle does in between from its own plan, in units of the rows (rad, px).
+        policy: checkpoint that acts in between instead, to show its own mistakes.
+        seed: of initial states and of what happens in them.
+        profile: render profile; a policy should be scored under the one it learned from.
+        contract: which of the suites' contracts; default: their first.
+        workers: processes; 0 works in this one.
+    """
+    from wamserve.action_codec.errors import ContractError
+    from wamserve.sim_eval import catalog
+    from wamserve.training.label import Scene, Visits
+    from wamserve.training.label import label as run
+
+    found = [catalog.contract_of(task, contract) for task in tasks]
+    names = sorted({each.name if each is not None else "none" for each in found})
+    if len(names) != 1 or names == ["none"]:
+        raise ContractError(
+            "one prepared folder holds one contract", seen=names, fix="wam label once for each"
+        )
+    places = [Scene(task, names[0], profile, vae, policy) for task in tasks]
+    meta = run(
+        places, scenes, out, Visits(seed, moments, every, askew), workers, lambda line: print(line, flush=True)
+    )
+    print(f"{meta.windows} moments: {out}")
 
 
 def train_modes(

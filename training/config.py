@@ -38,6 +38,7 @@ class Data:
 
     prepared: str  # folder
     weight: float = 1.0
+    batch: int = 0  # samples per step in place of the run's; 0: as many
     reach: float = math.inf  # windows with an action value beyond it are left out; 1 is the normalizer's edge
 
 

@@ -33,7 +33,7 @@ from wamserve.training.parameters import (
     prepare_parameters,
     set_learning_rate,
 )
-from wamserve.training.prepare import Prepared, Samples, contract_name, open_prepared
+from wamserve.training.prepared import Prepared, Samples, contract_name, open_prepared
 from wamserve.training.ranks import Ranks, average_gradients, join_ranks, local, shard
 
 TRAIN_STREAM, VALIDATION_STREAM = 0, 1  # first number of every random seed
@@ -58,8 +58,9 @@ class Batch:
 
 class Trainer:
     def __init__(self, config: TrainConfig, ranks: Ranks, log: Callable[[str], None]) -> None:
-        if config.batch % ranks.size:
-            raise WamError("batch must be a multiple of the ranks", seen=config.batch, expected=ranks.size)
+        for batch in (config.batch, *(data.batch for data in config.data)):
+            if batch % ranks.size:
+                raise WamError("batch must be a multiple of the ranks", seen=batch, expected=ranks.size)
         self.config, self.ranks, self.log = config, ranks, log
         self.out = Path(config.out)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,8 @@ class Trainer:
                 began, last = time.monotonic(), self.step
             if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
                 self.average.swap(self.network.named_parameters())
-                self._curve("validation", self._validate())
+                for which, data in enumerate(self.data):
+                    self._curve("stills" if data.still else "validation", self._validate(which))
                 self.average.swap(self.network.named_parameters())
             if self.step % self.config.save_every == 0 or self.step == self.config.steps:
                 self._save()
@@ -127,7 +129,9 @@ class Trainer:
 
     def _train_step(self) -> tuple[Losses, float]:
         self.network.train()
-        losses = self._losses(TRAIN_STREAM, self.step, held_out=False)
+        common = np.random.default_rng((self.config.seed, TRAIN_STREAM, self.step))
+        which = int(common.choice(len(self.data), p=self.share))
+        losses = self._losses(TRAIN_STREAM, self.step, which, held_out=False)
         self.adam.zero_grad(set_to_none=True)
         losses.total.backward()
         if not self.config.shard:
@@ -145,21 +149,20 @@ class Trainer:
         return losses, float(norm)
 
     @torch.no_grad()
-    def _validate(self) -> Losses:
+    def _validate(self, which: int) -> Losses:
         self.network.eval()
         parts = [
-            self._losses(VALIDATION_STREAM, i, held_out=True) for i in range(self.config.validation_batches)
+            self._losses(VALIDATION_STREAM, i, which, held_out=True)
+            for i in range(self.config.validation_batches)
         ]
         return Losses(*(torch.stack(values).mean() for values in zip(*parts, strict=True)))
 
-    def _losses(self, stream: int, index: int, held_out: bool) -> Losses:
-        """The losses of batch `index` of a random stream. The seed alone decides what is drawn."""
-        config = self.config
-        common = np.random.default_rng((config.seed, stream, index))
-        which = int(common.choice(len(self.data), p=self.share))
-        count = config.batch // self.ranks.size
+    def _losses(self, stream: int, index: int, which: int, held_out: bool) -> Losses:
+        """The losses of batch `index` of a random stream on data set `which`. The seed decides the rest."""
+        config, data = self.config, self.data[which]
+        count = (config.data[which].batch or config.batch) // self.ranks.size
         rng, modes = begin_batch(config, stream, index, self.ranks.rank, count)
-        batch, modes = self._draw(self.data[which], rng, modes, held_out)
+        batch, modes = self._draw(data, rng, ["policy"] * count if data.still else modes, held_out)
         plans = [config.objective.draw_plan(rng, mode, **batch.data.plan_arguments) for mode in modes]
         sigma = torch.from_numpy(config.objective.draw_sigma(rng, count)).float().to(self.ranks.device)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))

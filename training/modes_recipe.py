@@ -9,7 +9,7 @@ from wamserve.action_codec.errors import WamError
 from wamserve.clients.policy import Mode
 from wamserve.training.config import Card, Data, Optimizer, Trainable, TrainConfig
 from wamserve.training.objective import Objective
-from wamserve.training.prepare import HOLD_OUT
+from wamserve.training.prepared import HOLD_OUT
 from wamserve.training.vae import VaeRecipe
 
 MODES: tuple[Mode, ...] = ("fd", "id", "policy")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +17,11 @@ from wamserve.action_codec.errors import ContractError, WamError
 from wamserve.embodiments.adapters import encode_chunk
 from wamserve.embodiments.canvas import Fit, fit_frame
 from wamserve.embodiments.contract import Embodiment
-from wamserve.embodiments.prompt import render
 from wamserve.embodiments.units import chunk_normalizer
-from wamserve.policy_server.world_model.checkpoint import Checkpoint
 from wamserve.policy_server.world_model.vae import VideoVAE, crop_content
+from wamserve.training.prepared import Meta, Window, write_windows
 from wamserve.training.vae import open_vae
 
-HOLD_OUT = 20  # every HOLD_OUT-th episode is for validation
 ENCODE_BATCH = 4  # windows at once
 
 
@@ -40,94 +34,6 @@ class SourceEpisode:
     instruction: str
     disturbed: np.ndarray  # bool [T]: rows that no policy should imitate
     render_profile: str = ""  # of a simulator's pictures; "" for cameras
-
-
-@dataclass(frozen=True)
-class Samples:
-    latents: np.ndarray  # float16 [B, C, T, h, w] normalised
-    actions: np.ndarray  # float32 [B, rows, D] model space
-    prompts: list[str]
-
-
-@dataclass(frozen=True)
-class Meta:
-    """What a prepared folder was made with."""
-
-    contract: str
-    model_hash: str
-    vae_hash: str
-    windows: int
-    latent_shape: tuple[int, ...]  # C, T, h, w
-    action_shape: tuple[int, ...]  # rows (state row included), D
-    fit: Fit
-    instructions: tuple[str, ...]
-    render_profile: str = ""  # of a simulator's pictures; "" for cameras
-
-
-class Prepared:
-    """A prepared folder, opened for drawing."""
-
-    def __init__(self, folder: Path, meta: Meta, embodiment: Embodiment, reach: float = float("inf")) -> None:
-        self.folder, self.meta, self.embodiment = folder, meta, embodiment
-        shape = (meta.windows, *meta.latent_shape)
-        size, whole = (folder / "latents.f16").stat().st_size, 2 * math.prod(shape)
-        if size != whole:
-            raise WamError(
-                f"{folder / 'latents.f16'} is not whole", seen=f"{size} bytes", expected=whole,
-                fix="prepare it again",
-            )  # fmt: skip
-        self._latents = np.memmap(folder / "latents.f16", np.float16, "r", shape=shape)
-        rows = np.load(folder / "windows.npz")
-        self._actions, self._instruction = rows["actions"], rows["instruction"]
-        held_out = rows["episode"] % HOLD_OUT == HOLD_OUT - 1
-        if held_out.all() or not held_out.any():
-            raise WamError(
-                f"{folder} leaves nothing to train on or nothing to validate with",
-                seen=f"{len(np.unique(rows['episode']))} episodes",
-                expected=f"at least {HOLD_OUT}: every {HOLD_OUT}th is held out",
-            )
-        clean, near = rows["clean"], np.abs(self._actions).max(axis=(1, 2)) <= reach
-        # (held out?, for a policy?) -> windows that may be drawn
-        self._pool = {
-            (held, policy): np.flatnonzero(near & (held_out == held) & (clean | (not policy)))
-            for held in (False, True)
-            for policy in (False, True)
-        }
-
-    def draw(self, rng: np.random.Generator, for_policy: Sequence[bool], held_out: bool) -> Samples:
-        """One window per entry; an entry that is True gets a window whose actions are worth imitating."""
-        chosen = np.array([rng.choice(self._windows(held_out, policy)) for policy in for_policy])
-        return Samples(
-            latents=np.asarray(self._latents[chosen]),
-            actions=self._actions[chosen],
-            prompts=[self._prompts[i] for i in self._instruction[chosen]],
-        )
-
-    def _windows(self, held_out: bool, policy: bool) -> np.ndarray:
-        pool = self._pool[held_out, policy]
-        if not len(pool):
-            raise WamError(
-                f"{self.folder} has no such windows",
-                seen=f"held out: {held_out}, undisturbed: {policy}",
-                fix="record more episodes, or fewer with pushes",
-            )
-        return pool
-
-    @cached_property
-    def _prompts(self) -> list[str]:
-        return [render(self.embodiment.model, text, fit=self.meta.fit) for text in self.meta.instructions]
-
-    @property
-    def plan_arguments(self) -> dict[str, Any]:
-        """The embodiment's part of `tokens.plan_request`."""
-        model = self.embodiment.model
-        return {
-            "chunk": model.chunk,
-            "domain": model.domain_id,
-            "raw_action_dim": model.width,
-            "rate_hz": float(model.rate_hz),
-            "state_row": model.state_row,
-        }
 
 
 def prepare(
@@ -152,8 +58,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     holds = all(block.of_kind.reference == "absolute" for block in model.layout.blocks)
     normalizer = chunk_normalizer(model)
-    actions, clean, episode_of, instruction_of = [], [], [], []
-    instructions: dict[str, int] = {}
+    rows: list[Window] = []
     fit: Fit | None = None
     shape: tuple[int, ...] = ()
     profiles: set[str] = set()
@@ -167,78 +72,20 @@ def prepare(
             profiles.add(cut.render_profile)
             for start in cut.starts:
                 raw = encode_chunk(embodiment, cut.columns, start)
-                actions.append(normalizer.to_model(raw).values.astype(np.float32))
-                clean.append(not cut.disturbed[start : start + model.chunk].any())
-                episode_of.append(number)
-                instruction_of.append(instructions.setdefault(cut.instruction, len(instructions)))
-            log(f"prepared episode {number}: {len(actions)} windows so far")
-    if fit is None or not actions:
+                clean = not cut.disturbed[start : start + model.chunk].any()
+                rows.append(Window(normalizer.to_model(raw).values, number, cut.instruction, clean))
+            log(f"prepared episode {number}: {len(rows)} windows so far")
+    if fit is None or not rows:
         raise WamError("no episode gave a window", expected=f"more than {model.chunk} rows")
     if len(profiles) > 1:
         raise WamError("pictures of several render profiles", seen=sorted(profiles), expected="one")
-    np.savez(
-        folder / "windows.npz",
-        actions=np.stack(actions),
-        clean=np.array(clean),
-        episode=np.array(episode_of),
-        instruction=np.array(instruction_of),
+    return write_windows(
+        folder, rows, Meta.of(embodiment, vae_folder, shape, fit, render_profile=profiles.pop())
     )
-    meta = Meta(
-        contract=embodiment.name,
-        model_hash=embodiment.model_hash,
-        vae_hash=vae_hash(vae_folder),
-        windows=len(actions),
-        latent_shape=tuple(shape),
-        action_shape=actions[0].shape,
-        fit=fit,
-        instructions=tuple(instructions),
-        render_profile=profiles.pop(),
-    )
-    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2))
-    return meta
-
-
-def open_prepared(
-    folder: Path, embodiment: Embodiment, checkpoint: Checkpoint, reach: float = float("inf")
-) -> Prepared:
-    """The folder, if it was made for this contract and with this checkpoint's VAE.
-
-    Windows with an action value beyond `reach`, in model space, are never drawn.
-    """
-    file = folder / "meta.json"
-    if not file.is_file():
-        raise WamError(f"no prepared data in {folder}", fix="wam prepare --help")
-    table = json.loads(file.read_text())
-    table["fit"] = Fit(**table["fit"])
-    table |= {k: tuple(table[k]) for k in ("latent_shape", "action_shape", "instructions")}
-    meta = Meta(**table)
-    for what, seen, expected in (
-        ("contract", meta.model_hash, embodiment.model_hash),
-        ("VAE", meta.vae_hash, vae_hash(checkpoint.vae_folder)),
-    ):
-        if seen != expected:
-            raise WamError(
-                f"{folder} was prepared with another {what}", seen=seen[:12], expected=expected[:12],
-                fix="prepare it again",
-            )  # fmt: skip
-    return Prepared(folder, meta, embodiment, reach)
-
-
-def contract_name(folder: Path) -> str:
-    """The contract a prepared folder is of."""
-    return str(json.loads((folder / "meta.json").read_text())["contract"])
 
 
 def load_vae(folder: Path) -> VideoVAE:
     return VideoVAE(open_vae(folder).eval())
-
-
-def vae_hash(folder: Path) -> str:
-    """sha256 over the VAE's configuration and weights as they lie on disk."""
-    digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

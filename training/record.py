@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +10,12 @@ import numpy as np
 import tyro
 
 from wamserve.action_codec.errors import ContractError, WamError
-from wamserve.action_codec.gripper import gripper_from_gripper
 from wamserve.embodiments.canvas import fit_frame
-from wamserve.embodiments.contract import Block, Embodiment
+from wamserve.embodiments.contract import Embodiment
 from wamserve.sim_eval.lerobot import DatasetWriter
 from wamserve.sim_eval.recorded import read_episode
 from wamserve.sim_eval.render import Profile
+from wamserve.training.columns import columns_from_rows
 from wamserve.training.demonstrate import Demonstration, demonstrate, disturbance_for
 from wamserve.training.language import paraphrase
 from wamserve.training.prepare import SourceEpisode
@@ -101,7 +100,7 @@ def add_demonstration(
     writer: DatasetWriter, contract: Embodiment, demo: Demonstration, init: int, profile: str
 ) -> None:
     writer.add(
-        {**columns_from_rows(contract, demo), DISTURBED: demo.disturbed},
+        {**columns_from_rows(contract, demo.actions, demo.states), DISTURBED: demo.disturbed},
         {
             key: demo.images[view]
             for view, key in zip(contract.model.canvas.views, contract.model.canvas.videos, strict=True)
@@ -114,42 +113,6 @@ def add_demonstration(
         render_profile=profile,
         wire_hash=contract.wire_hash,
     )
-
-
-def columns_from_rows(contract: Embodiment, demo: Demonstration) -> dict[str, np.ndarray]:
-    """Commands and measured states under the column names from which the contract reads them back."""
-    columns: dict[str, np.ndarray] = {}
-    grippers = iter(contract.wire.reply.grippers)
-    for block in contract.model.blocks:
-        command = demo.actions[:, block.start : block.stop]
-        if block.gripper_source is not None:
-            reply = next(grippers)
-            command = gripper_from_gripper(command, reply.meaning, block.gripper_source.meaning)
-        elif block.track or block.column_rotation is not None:
-            raise ContractError(
-                f"{contract.name}: block {block.name!r} cannot be recorded from commands",
-                seen=block.kind,
-                expected="joints, positions and grippers",
-            )
-        columns[_column(block, measured=False)] = np.asarray(command, np.float32)
-        for state in contract.wire.states:
-            if state.measures == block.name and (block.state_column or block.state_gripper_source):
-                values = demo.states[state.name]
-                if state.gripper is not None and block.state_gripper_source is not None:
-                    source = block.state_gripper_source
-                    values = gripper_from_gripper(values, state.gripper.meaning, source.meaning)
-                columns[_column(block, measured=True)] = np.asarray(values, np.float32)
-    return columns
-
-
-def _column(block: Block, measured: bool) -> str:
-    """The data set's column for a block's command or measured state; a slice must start at 0."""
-    source = block.state_gripper_source if measured else block.gripper_source
-    spec = source.column if source is not None else (block.state_column if measured else block.column)
-    match = re.fullmatch(r"([^\[\]]+)(?:\[0:\d+\])?", spec)
-    if match is None:
-        raise ContractError("a recorded column must begin at 0", seen=spec)
-    return match.group(1)
 
 
 def source_episodes(folder: Path, contract: Embodiment) -> Iterator[SourceEpisode]:

@@ -68,8 +68,9 @@ def plan_request(
     state_row: bool = False,
     history: int = 0,
     frozen: int = 0,
+    frames: int | None = None,
 ) -> RequestPlan:
-    """The plan of a request over `chunk` actions and `chunk + 1` frames.
+    """The plan of a request over `chunk` actions and `chunk + 1` frames, or `frames` latent ones.
 
     policy: frame 0, the state row and history rows are clean, and the first `frozen` actions, if some are
     already committed. fd: frame 0 and every action row are clean. id: every frame is clean, no action is.
@@ -83,7 +84,8 @@ def plan_request(
             expected="chunk >= 1, history >= 0, 0 <= frozen <= chunk, rate > 0",
         )
     lead = history + int(state_row)
-    frames = 1 + chunk // TEMPORAL_FACTOR
+    if frames is None:
+        frames = 1 + chunk // TEMPORAL_FACTOR
     clean_rows = lead + chunk if mode == "fd" else lead + frozen
     return RequestPlan(
         mode=mode,

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -171,3 +172,21 @@ def test_checkpoint_carries_its_curve_and_the_render_profile_of_its_data(config,
     assert (folder / "training.jsonl").read_text() == (Path(config.out) / "curve.jsonl").read_text()
     assert (folder / "training.svg").read_text().startswith("<svg xmlns=")
     assert load_file(folder / WEIGHTS)["proj_in.weight"].dtype == torch.bfloat16
+
+
+def test_first_frames_teach_a_policy_and_leave_the_video_alone(config, prepared, tmp_path):
+    stills = tmp_path / "stills"
+    shutil.copytree(prepared, stills)
+    meta = json.loads((stills / "meta.json").read_text())
+    shape = (meta["windows"], *meta["latent_shape"])
+    latents = np.fromfile(stills / "latents.f16", np.float16).reshape(shape)
+    latents[:, :, :1].tofile(stills / "latents.f16")
+    meta["latent_shape"][1] = 1
+    (stills / "meta.json").write_text(json.dumps(meta))
+    both = replace(config, data=(*config.data, Data(str(stills), batch=8)), steps=8)
+    weights(both)
+    streams = {row["stream"]: row for row in curve(both) if row["stream"] != "train"}
+    assert streams["stills"]["video"] == 0 < streams["stills"]["action"]
+    assert streams["validation"]["video"] > 0
+    seen = {row["video"] > 0 for row in curve(both) if row["stream"] == "train"}
+    assert seen == {True, False}

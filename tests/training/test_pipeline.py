@@ -13,7 +13,7 @@ import wam
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_recorded_prepared_and_trained_model_answers_a_policy_request(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("wamserve.training.prepare.HOLD_OUT", 2)
+    monkeypatch.setattr("wamserve.training.prepared.HOLD_OUT", 2)
     data, vae, start, ready = (str(tmp_path / name) for name in ("data", "vae", "start", "ready"))
     named = f"pusht={data}"
     (tmp_path / "vae.toml").write_text("base_dim = 8\nsteps = 20\nbatch = 2\nclip_frames = [1, 5]\n")

@@ -12,7 +12,8 @@ import pytest
 from wamserve.action_codec.errors import WamError
 from wamserve.embodiments.contract import load
 from wamserve.policy_server.world_model.checkpoint import open_checkpoint
-from wamserve.training.prepare import open_prepared, prepare
+from wamserve.training.prepare import prepare
+from wamserve.training.prepared import open_prepared
 
 
 def test_workers_write_the_very_bytes_of_one_process(start, prepared, episodes, tmp_path):
