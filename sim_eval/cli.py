@@ -29,6 +29,7 @@ def eval_verb(
     deterministic: bool = False,
     video: bool = False,
     max_steps: int | None = None,
+    instruction: str | None = None,
     python: str | None = None,
     executor: Literal["local", "ray"] = "local",
     run: Path | None = None,
@@ -58,6 +59,8 @@ def eval_verb(
         deterministic: identical results whatever the number of workers.
         video: also ask for the imagined video and record it.
         max_steps: policy steps until an episode counts as failed; default: the suite's own.
+        instruction: what the policy is told instead of the task's own words; success stays the task's.
+            "lift the green cube" on two_cubes/red shows whether it listens.
         python: interpreter of the workers, such as one made by `wam sims install libero --physics 1.4.0`.
         executor: "ray" runs the same episodes on a Ray cluster.
         run: run directory, or that of all runs; default: one named after what is asked, under runs/.
@@ -88,6 +91,7 @@ def eval_verb(
         video=video,
         executor=executor,
         max_steps=max_steps,
+        instruction=instruction,
         python=python or sys.executable,
     )
     try:

@@ -51,6 +51,7 @@ class Plan:
     video: bool
     executor: str = "local"
     max_steps: int | None = None  # None: the suite's own
+    instruction: str | None = None  # None: each task's own
     python: str = sys.executable  # interpreter of the workers
 
     def check(self) -> None:
@@ -165,8 +166,11 @@ def evaluate(
 
 
 def _bench(plan: Plan) -> Here | Crew:
-    make = MakeTask(plan.contract, plan.profile or "full", plan.max_steps)
-    return Crew(make, plan.workers, plan.python) if plan.workers else Here(make)
+    return Crew(_make(plan), plan.workers, plan.python) if plan.workers else Here(_make(plan))
+
+
+def _make(plan: Plan) -> MakeTask:
+    return MakeTask(plan.contract, plan.profile or "full", plan.max_steps, plan.instruction)
 
 
 def _run(
@@ -219,13 +223,7 @@ def _episodes(
     if plan.executor == "ray":
         from wamserve.sim_eval.on_ray import run_on_ray
 
-        return run_on_ray(
-            MakeTask(plan.contract, plan.profile or "full", plan.max_steps),
-            loop,
-            plan.policy,
-            items,
-            max(plan.workers, 1),
-        )
+        return run_on_ray(_make(plan), loop, plan.policy, items, max(plan.workers, 1))
     if isinstance(bench, Here):
         return bench.run(policy, loop, items)
     return bench.run(policy, loop, items, one_by_one=plan.deterministic and not facts.batch_invariant)

@@ -34,6 +34,7 @@ class MakeTask:
     contract: str | None  # None: the suite's own
     profile: Profile
     max_steps: int | None = None  # instead of the suite's own
+    instruction: str | None = None  # instead of the task's own
 
     def __call__(self, name: str) -> Task:
         from wamserve.sim_eval import catalog
@@ -41,6 +42,8 @@ class MakeTask:
         task = catalog.make(name, catalog.contract_of(name, self.contract), self.profile)
         if self.max_steps is not None:
             task.spec = replace(task.spec, max_steps=self.max_steps)
+        if self.instruction is not None:
+            task.spec = replace(task.spec, instruction=self.instruction)
         return task
 
 

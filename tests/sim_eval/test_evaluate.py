@@ -283,3 +283,25 @@ def test_pictures_are_rendered_as_the_policy_learned_them_unless_it_is_asked_oth
     with RunStore.open(tmp_path / "run") as run:
         (task,) = run.info.protocol.tasks
         assert task.render_profile == rendered
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_instruction_is_told_and_makes_another_protocol(tmp_path, workers):
+    heard = set()
+
+    class Listening(NoopPolicy):
+        def infer(self, request):
+            heard.add(request.observation.instruction)
+            return super().infer(request)
+
+    plan = replace(PLAN, episodes=1, workers=workers)
+    own, told = tmp_path / "own", tmp_path / "told"
+    evaluate(plan, own)
+    from wamserve.embodiments.contract import load
+
+    policy = Listening(load("pusht"))
+    evaluate(replace(plan, instruction="leave the T alone"), told, policy=policy)
+    assert heard == {"leave the T alone"}
+    with RunStore.open(own) as first, RunStore.open(told) as second:
+        assert next(iter(second.episodes())).instruction == "leave the T alone"
+        assert first.info.protocol_sha256 != second.info.protocol_sha256
