@@ -1,10 +1,11 @@
-"""`wam train`, its `vae`, `start` and `modes`, and `wam prepare`: from data sets to a checkpoint."""
+"""`wam train`, its `vae`, `start` and `modes`, `wam prepare` and `wam label`: from data to a checkpoint."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tomllib
 import tyro
@@ -42,7 +43,7 @@ def train_vae(
     from wamserve.training.vae import VaeRecipe
     from wamserve.training.vae import train_vae as run
 
-    table = tomllib.loads(recipe.read_text()) if recipe is not None else {}
+    table = _toml(recipe)
     clips = [clips_of_dataset(*_named(name)) for name in datasets]
     frames = sum(len(clip.frames) for clip in clips)
     print(f"wam train vae: {frames} frames of {len(datasets)} data sets -> {out}", flush=True)
@@ -135,9 +136,9 @@ def label(
     scenes: int = 1000,
     moments: int = 3,
     every: int = 8,
-    askew: float = 0.1,
+    askew: float | None = None,
     policy: Path | None = None,
-    seed: int = 1,
+    seed: int = 11,
     profile: Profile = "fast",
     contract: str | None = None,
     workers: int = 0,
@@ -150,10 +151,11 @@ def label(
         vae: folder of the VAE that the checkpoint has.
         scenes: initial states of each task.
         moments: how often the oracle is asked in a scene.
-        every: control steps between two moments.
-        askew: deviation of what the oracle does in between from its own plan, in units of the rows (rad, px).
+        every: control steps between two moments; best the replan horizon that the policy will have.
+        askew: deviation of what the oracle does in between from its own plan, in units of the rows (rad, px);
+            default: that of a recorder's push.
         policy: checkpoint that acts in between instead, to show its own mistakes.
-        seed: of initial states and of what happens in them.
+        seed: of initial states and of what happens in them; not that of demonstrations or evaluations.
         profile: render profile; a policy should be scored under the one it learned from.
         contract: which of the suites' contracts; default: their first.
         workers: processes; 0 works in this one.
@@ -163,6 +165,7 @@ def label(
     from wamserve.training.label import Scene, Visits
     from wamserve.training.label import label as run
 
+    tasks = tuple(name for task in tasks for name in catalog.task_names(task))
     found = [catalog.contract_of(task, contract) for task in tasks]
     names = sorted({each.name if each is not None else "none" for each in found})
     if len(names) != 1 or names == ["none"]:
@@ -170,9 +173,8 @@ def label(
             "one prepared folder holds one contract", seen=names, fix="wam label once for each"
         )
     places = [Scene(task, names[0], profile, vae, policy) for task in tasks]
-    meta = run(
-        places, scenes, out, Visits(seed, moments, every, askew), workers, lambda line: print(line, flush=True)
-    )
+    visits = Visits(seed, moments, every, askew)
+    meta = run(places, scenes, out, visits, workers, lambda line: print(line, flush=True))
     print(f"{meta.windows} moments: {out}")
 
 
@@ -196,11 +198,24 @@ def train_modes(
 
     if quick and recipe is not None:
         raise WamError("quick is a recipe of its own", seen=recipe, fix="--quick or --recipe")
-    table = tomllib.loads(recipe.read_text()) if recipe is not None else {}
+    table = _toml(recipe)
+    if isinstance(table.get("vae"), dict):
+        table["vae"] = asdict(ModesRecipe().vae) | table["vae"]
     sizes = QUICK if quick else build(ModesRecipe, table, str(recipe))
     say(f"wam train modes: {len(cells_of(sizes))} checkpoints, {workers} at a time, into {out}")
     print(markdown(compare_modes(sizes, out, workers, say)))
     print(f"table: {out / 'table.md'}")
+
+
+def _toml(recipe: Path | None) -> dict[str, Any]:
+    from wamserve.action_codec.errors import WamError
+
+    if recipe is None:
+        return {}
+    try:
+        return tomllib.loads(recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WamError(f"no recipe can be read from {recipe}", seen=str(error)) from None
 
 
 def _named(dataset: str) -> tuple[Embodiment, Path]:

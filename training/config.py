@@ -34,12 +34,21 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Data:
-    """One prepared folder (see prepare.py) and how often it is drawn from."""
+    """One prepared folder (see prepared.py) and how often it is drawn from."""
 
     prepared: str  # folder
     weight: float = 1.0
     batch: int = 0  # samples per step in place of the run's; 0: as many
-    reach: float = math.inf  # windows with an action value beyond it are left out; 1 is the normalizer's edge
+    reach: float = math.inf  # windows with an action value beyond it, in model space, are left out
+
+    def __post_init__(self) -> None:
+        for name, good in (
+            ("weight", math.isfinite(self.weight)),
+            ("batch", self.batch >= 0),
+            ("reach", self.reach > 0),
+        ):
+            if not good:
+                raise WamError(f"bad {name} of the data in {self.prepared}", seen=getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -144,10 +153,14 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise WamError(f"{where}: wrong type", seen=repr(value), expected="a table")
         return build(hint, value, where)  # type: ignore[arg-type]
     origin, args = get_origin(hint), get_args(hint)
     if origin is tuple:
         inner = args[0]
+        if not isinstance(value, list | tuple):
+            raise WamError(f"{where}: wrong type", seen=repr(value), expected="a list")
         return tuple(_value(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Literal:
         if value not in args:

@@ -24,16 +24,26 @@ def keep_curve(rows: Path, folder: Path) -> None:
     (folder / PICTURE).write_text(draw([json.loads(line) for line in rows.read_text().splitlines()]))
 
 
+def forget_after(step: int, rows: Path) -> None:
+    """Drops what a run wrote after the state from which it goes on: it is about to write that again."""
+    if rows.exists():
+        lines = [line for line in rows.read_text().splitlines() if json.loads(line)["step"] <= step]
+        rows.write_text("".join(f"{line}\n" for line in lines))
+
+
 def draw(rows: list[dict[str, float | str]]) -> str:
     """Velocity errors by step as SVG: single training batches in grey, validation with averaged weights."""
     charts = []
     for place, part in enumerate(("action", "video")):
         series = []
-        for stream, style in (("train", "faint"), ("validation", "executed")):
-            chosen = [row for row in rows if row["stream"] == stream and np.isfinite(float(row[part]))]
+        kinds = dict.fromkeys((str(row["stream"]), str(row.get("data", ""))) for row in rows)
+        for stream, data in sorted(kinds):  # first frames have no video to be wrong about: 0 is left out
+            style = "faint" if stream == "train" else "executed"
+            same = (row for row in rows if (row["stream"], row.get("data", "")) == (stream, data))
+            chosen = [row for row in same if 0 < float(row[part]) < np.inf]
             steps = [float(row["step"]) for row in chosen]
             logs = [float(np.log10(max(float(row[part]), 1e-9))) for row in chosen]
-            series.append(svg.Series(stream, steps, logs, style))
+            series.append(svg.Series(f"{stream} {data}".strip(), steps, logs, style))
         chart = svg.lines(
             series, WIDTH, HEIGHT, x_label="step", y_label=f"{part}: log10 of the squared velocity error"
         )

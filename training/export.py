@@ -83,6 +83,8 @@ def export_card(
     config: TrainConfig, embodiments: Sequence[Embodiment], render_profile: str, folder: Path
 ) -> None:
     """The policy card beside the weights: the modes and contracts that were trained, and nothing else."""
+    start = Path(config.start)
+    start = start.relative_to(start.parents[1]) if len(start.parts) > 2 else start
     modes = tuple(mode for mode in get_args(Mode) if config.objective.modes.get(mode, 0.0) > 0)
     shift = config.objective.sigma_shift
 
@@ -92,7 +94,7 @@ def export_card(
     dynamics = sampling(config.card.dynamics_steps, 1.0)
     card = PolicyCard(
         name=config.card.name,
-        source=f"wam train, {config.steps} steps of {config.batch} samples, seed {config.seed}",
+        source=f"wam train, {config.steps} steps on {told(config)}, seed {config.seed}, from {start}",
         prompt_format=embodiments[0].model.prompt_format,
         trained=tuple(
             Trained(name, modes, model_hash)
@@ -107,6 +109,15 @@ def export_card(
         untrained="Only what is listed was in its training data.",
     )
     write_card(card, folder / CARD_FILE)
+
+
+def told(config: TrainConfig) -> str:
+    """The data sets of a run, how often each was drawn from and how many samples a step had."""
+    whole = sum(data.weight for data in config.data)
+    return ", ".join(
+        f"{Path(data.prepared).name} ({data.weight / whole:.0%}, {data.batch or config.batch} samples)"
+        for data in config.data
+    )
 
 
 def _name_shards(folder: Path, files: list[Path], names: dict[str, str], total: int) -> None:

@@ -27,9 +27,10 @@ from wamserve.sim_eval.render import Profile
 from wamserve.sim_eval.seeds import derive
 from wamserve.sim_eval.task import Task
 from wamserve.training.columns import columns_from_rows
+from wamserve.training.demonstrate import disturbance_for
 from wamserve.training.language import paraphrase
 from wamserve.training.prepare import load_vae
-from wamserve.training.prepared import Meta, Window, write_windows
+from wamserve.training.prepared import HOLD_OUT, Meta, Window, latents_file, write_windows
 
 AT_ONCE = 16  # scenes a process does before it hands in
 
@@ -51,8 +52,15 @@ class Visits:
 
     seed: int
     moments: int = 3  # of one scene
-    every: int = 8  # control steps between them
-    askew: float = 0.1  # standard deviation of the rows' offset where the oracle leads, in their own units
+    every: int = 8  # control steps between them, as many as a policy will play of a chunk
+    askew: float | None = None  # deviation of the rows where the oracle leads; None: that of a recorded push
+
+    def __post_init__(self) -> None:
+        for name in ("moments", "every"):
+            if getattr(self, name) < 1:
+                raise WamError(f"{name} must be 1 or more", seen=getattr(self, name), fix=f"--{name}")
+        if self.askew is not None and self.askew < 0:
+            raise WamError("askew is a deviation", seen=self.askew, expected=">= 0", fix="--askew")
 
 
 def moments(
@@ -67,17 +75,20 @@ def moments(
     rng = np.random.default_rng(derive(visits.seed, spec.name, scene, "label"))
     instruction = paraphrase(spec.instruction, visits.seed, scene)
     task.reset(scene, derive(visits.seed, spec.name, scene))
+    askew = disturbance_for(contract).size if visits.askew is None else visits.askew
     grippers = [gripper.index for gripper in contract.wire.reply.grippers]
-    for _ in range(visits.moments):
+    for number in range(visits.moments):
         images, states = task.render(), task.state()
         known = {PRIVILEGED + name: value for name, value in task.privileged().items()}
         seed = int(rng.integers(2**31))
         plan = _rows(oracle, Observation({}, {**states, **known}, instruction), seed)
         yield Moment(frame(contract.model.canvas, images), states, plan, instruction, scene)
+        if number + 1 == visits.moments:
+            break
         if leader is not None:
             rows = _rows(leader, Observation(images, states, instruction), seed)
         else:
-            offset = rng.normal(0.0, visits.askew, plan.shape[1])
+            offset = rng.normal(0.0, askew, plan.shape[1])
             offset[grippers] = 0.0
             rows = plan + offset
         for row in rows[: visits.every]:
@@ -116,7 +127,13 @@ def label(
     The tasks share one contract, VAE and render profile; the result is the same for any number of workers.
     """
     contract = load(scenes[0].contract)
-    folder.mkdir(parents=True, exist_ok=True)
+    if count * len(scenes) < HOLD_OUT:
+        raise WamError(
+            "too few scenes: some are held out", seen=count * len(scenes), expected=f">= {HOLD_OUT}",
+            fix="--scenes",
+        )  # fmt: skip
+    for scene in scenes:
+        oracle_for(scene.task, contract)
     normalizer = chunk_normalizer(contract.model)
     windows: list[Window] = []
     shape: tuple[int, ...] = ()
@@ -126,7 +143,7 @@ def label(
         for number, scene in enumerate(scenes)
         for first in range(0, count, AT_ONCE)
     ]
-    with (folder / "latents.f16").open("wb") as out, _pool(workers) as run:
+    with latents_file(folder) as out, _pool(workers) as run:
         for (offset, scene, _, _), (found, latents) in zip(jobs, run(_labelled, jobs), strict=True):
             out.write(latents.tobytes())
             shape, fit = latents.shape[1:], found[0].frame.fit
@@ -136,8 +153,7 @@ def label(
                     Window(normalizer.to_model(rows).values, offset + each.scene, each.instruction)
                 )
             log(f"{scene.task}: {len(windows)} moments so far")
-    if fit is None:
-        raise WamError("nothing to label", seen=f"{count} scenes", expected="1 or more")
+    assert fit is not None  # jobs is not empty
     return write_windows(folder, windows, Meta.of(contract, scenes[0].vae, shape, fit, scenes[0].profile))
 
 

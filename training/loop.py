@@ -23,7 +23,7 @@ from wamserve.policy_server.world_model.prompt_kv import PromptKV
 from wamserve.policy_server.world_model.text import PromptTokenizer, load_tokenizer
 from wamserve.training.attention import product_attention
 from wamserve.training.config import TrainConfig
-from wamserve.training.curve import keep_curve
+from wamserve.training.curve import forget_after, keep_curve
 from wamserve.training.export import export_card, export_checkpoint
 from wamserve.training.objective import Losses, flow_losses
 from wamserve.training.parameters import (
@@ -36,7 +36,7 @@ from wamserve.training.parameters import (
 from wamserve.training.prepared import Prepared, Samples, contract_name, open_prepared
 from wamserve.training.ranks import Ranks, average_gradients, join_ranks, local, shard
 
-TRAIN_STREAM, VALIDATION_STREAM = 0, 1  # first number of every random seed
+TRAIN_STREAM, VALIDATION_STREAM, DATA_STREAM = 0, 1, 2  # second number of every random seed
 STORED = {"as_started": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -101,16 +101,17 @@ class Trainer:
         began, last = time.monotonic(), self.step
         while self.step < self.config.steps:
             rate = set_learning_rate(self.adam, self.config.optimizer, self.step, self.config.steps)
+            which = self._which()
             losses, norm = self._train_step()
             self.step += 1
             if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                 seconds = (time.monotonic() - began) / (self.step - last)
-                self._curve("train", losses, learning_rate=rate, grad_norm=norm, s_per_step=seconds)
+                self._curve("train", which, losses, learning_rate=rate, grad_norm=norm, s_per_step=seconds)
                 began, last = time.monotonic(), self.step
             if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
                 self.average.swap(self.network.named_parameters())
-                for which, data in enumerate(self.data):
-                    self._curve("stills" if data.still else "validation", self._validate(which))
+                for which in range(len(self.data)):
+                    self._curve("validation", which, self._validate(which))
                 self.average.swap(self.network.named_parameters())
             if self.step % self.config.save_every == 0 or self.step == self.config.steps:
                 self._save()
@@ -129,9 +130,7 @@ class Trainer:
 
     def _train_step(self) -> tuple[Losses, float]:
         self.network.train()
-        common = np.random.default_rng((self.config.seed, TRAIN_STREAM, self.step))
-        which = int(common.choice(len(self.data), p=self.share))
-        losses = self._losses(TRAIN_STREAM, self.step, which, held_out=False)
+        losses = self._losses(TRAIN_STREAM, self.step, self._which(), held_out=False)
         self.adam.zero_grad(set_to_none=True)
         losses.total.backward()
         if not self.config.shard:
@@ -254,20 +253,28 @@ class Trainer:
                 local(value).copy_(state["average"][name])
         _restore_state(self.adam, state["adam"])
         self.step = state["step"]
+        if self.ranks.first:
+            forget_after(self.step, self.out / "curve.jsonl")
         self._say(f"resumed at step {self.step}")
 
     def _moving(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
 
-    def _curve(self, stream: str, losses: Losses, **more: float) -> None:
-        row: dict[str, Any] = {"step": self.step, "stream": stream}
+    def _which(self) -> int:
+        """The data set of this step, the same on all ranks."""
+        draw = np.random.default_rng((self.config.seed, DATA_STREAM, self.step))
+        return int(draw.choice(len(self.data), p=self.share))
+
+    def _curve(self, stream: str, which: int, losses: Losses, **more: float) -> None:
+        data = Path(self.config.data[which].prepared).name
+        row: dict[str, Any] = {"step": self.step, "stream": stream, "data": data}
         row |= {name: float(self.ranks.mean(value.detach())) for name, value in losses._asdict().items()}
         row |= more
         if self.ranks.first:
             with (self.out / "curve.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
         shown = " ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float))
-        self._say(f"{stream} {self.step}/{self.config.steps} {shown}")
+        self._say(f"{stream} {self.step}/{self.config.steps} {data} {shown}")
 
     def _say(self, line: str) -> None:
         if self.ranks.first:

@@ -132,19 +132,20 @@ def _make_cells(recipe: ModesRecipe, place: Place, workers: int, log: Log) -> No
         for cell in cells_of(recipe):
             make_cell(recipe, place.out, cell, log)
         return
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_become_worker
-    ) as pool:
-        jobs = [pool.submit(_make_cell_aloud, recipe, place.out, cell) for cell in cells_of(recipe)]
-        try:
-            for job in as_completed(jobs):
-                job.result()
-        except BrokenProcessPool:
-            raise RunError(
-                "a worker was killed, as when memory runs out", fix="the same command with --workers 1"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_become_worker)
+    jobs = [pool.submit(_make_cell_aloud, recipe, place.out, cell) for cell in cells_of(recipe)]
+    try:
+        for job in as_completed(jobs):
+            job.result()
+    except BrokenProcessPool:
+        raise RunError(
+            "a worker was killed, as when memory runs out", fix="the same command with --workers 1"
+        ) from None
+    finally:
+        # Nobody works in the folder when it is given back to other commands; cells go on from their state.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _make_cell_aloud(recipe: ModesRecipe, out: Path, cell: Cell) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from wamserve.action_codec.errors import WamError
 from wamserve.clients.policy import Mode
+from wamserve.embodiments.contract import load
 from wamserve.training.config import Card, Data, Optimizer, Trainable, TrainConfig
 from wamserve.training.objective import Objective
 from wamserve.training.prepared import HOLD_OUT
@@ -47,13 +49,19 @@ class ModesRecipe:
     record_seed: int = 1  # of the simulator's starts and pushes
 
     def __post_init__(self) -> None:
-        if len(set(self.seeds)) < 2:
+        if len(self.seeds) < 2 or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise WamError(
                 "an interval needs two or more different seeds", seen=self.seeds, expected="e.g. [0, 1, 2]"
             )
+        if not 0 < self.learning_rate < math.inf:
+            raise WamError("learning_rate must be positive", seen=self.learning_rate)
+        chunk = load(CONTRACT).wire.chunk
+        if self.replan > chunk:
+            raise WamError("replan is longer than a chunk", seen=self.replan, expected=f"<= {chunk}")
         if self.demonstrations < HOLD_OUT:
             raise WamError("too few demonstrations", seen=self.demonstrations, expected=f">= {HOLD_OUT}")
-        for name in ("held_out", "starts", "steps", "batch", "clips", "samples", "replan", "max_steps"):
+        counts = [f.name for f in fields(self) if f.type == "int" and f.name != "record_seed"]
+        for name in counts:
             if getattr(self, name) < 1:
                 raise WamError(f"{name} must be 1 or more", seen=getattr(self, name))
 

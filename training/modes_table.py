@@ -72,7 +72,9 @@ class Row:
     @property
     def verdict(self) -> str:
         low, high = self.difference.low, self.difference.high
-        if low <= 0 <= high:
+        gaps = [joint - single for single, joint in zip(self.single_by_seed, self.joint_by_seed, strict=True)]
+        # Equal gaps are those of a coarse count, one more success for each seed say, and no certainty.
+        if max(gaps) - min(gaps) <= 1e-9 or low <= 0 <= high:
             return "not distinguishable"
         return "joint better" if (low > 0) == (self.metric.better == "higher") else "single better"
 

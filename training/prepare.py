@@ -1,4 +1,4 @@
-"""Episodes to training samples: action rows by contract, video latents computed once and memory-mapped."""
+"""Episodes to training samples: action rows by contract, video latents computed once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wamserve.embodiments.canvas import Fit, fit_frame
 from wamserve.embodiments.contract import Embodiment
 from wamserve.embodiments.units import chunk_normalizer
 from wamserve.policy_server.world_model.vae import VideoVAE, crop_content
-from wamserve.training.prepared import Meta, Window, write_windows
+from wamserve.training.prepared import Meta, Window, latents_file, write_windows
 from wamserve.training.vae import open_vae
 
 ENCODE_BATCH = 4  # windows at once
@@ -55,7 +55,6 @@ def prepare(
     model = embodiment.model
     if model.history:
         raise ContractError("contracts with history rows are not prepared yet", seen=embodiment.name)
-    folder.mkdir(parents=True, exist_ok=True)
     holds = all(block.of_kind.reference == "absolute" for block in model.layout.blocks)
     normalizer = chunk_normalizer(model)
     rows: list[Window] = []
@@ -63,7 +62,7 @@ def prepare(
     shape: tuple[int, ...] = ()
     profiles: set[str] = set()
     windows = (_cut(episode, embodiment, holds, hop) for episode in episodes)
-    with (folder / "latents.f16").open("wb") as out:
+    with latents_file(folder) as out:
         for number, (cut, latents) in enumerate(_encoded(windows, vae_folder, model.chunk, workers)):
             out.write(latents.tobytes())
             fit = cut.fit

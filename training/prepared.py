@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -139,6 +140,24 @@ class Window:
     clean: bool = True  # worth imitating
 
 
+@contextmanager
+def latents_file(folder: Path) -> Iterator[BinaryIO]:
+    """Where a new folder's latents are written; they get their name when all are there.
+
+    Raises WamError for a folder that holds a prepared set: somebody may be training on it.
+    """
+    if (folder / "meta.json").exists():
+        raise WamError(
+            f"{folder} holds prepared data already", seen=contract_name(folder), expected="a new folder",
+            fix="another --out, or remove it",
+        )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "latents.partial"
+    with partial.open("wb") as out:
+        yield out
+    partial.replace(folder / "latents.f16")
+
+
 def write_windows(folder: Path, windows: Sequence[Window], meta: Meta) -> Meta:
     """`windows.npz` and `meta.json` beside the `latents.f16` that is there; returns `meta` as written."""
     places = {text: i for i, text in enumerate(dict.fromkeys(window.instruction for window in windows))}
@@ -163,10 +182,7 @@ def open_prepared(
 
     Windows with an action value beyond `reach`, in model space, are never drawn.
     """
-    file = folder / "meta.json"
-    if not file.is_file():
-        raise WamError(f"no prepared data in {folder}", fix="wam prepare --help")
-    table = json.loads(file.read_text())
+    table = _meta(folder)
     table["fit"] = Fit(**table["fit"])
     table |= {k: tuple(table[k]) for k in ("latent_shape", "action_shape", "instructions")}
     meta = Meta(**table)
@@ -184,7 +200,14 @@ def open_prepared(
 
 def contract_name(folder: Path) -> str:
     """The contract a prepared folder is of."""
-    return str(json.loads((folder / "meta.json").read_text())["contract"])
+    return str(_meta(folder)["contract"])
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    file = folder / "meta.json"
+    if not file.is_file():
+        raise WamError(f"no prepared data in {folder}", fix="wam prepare --help, or wam label --help")
+    return dict(json.loads(file.read_text()))
 
 
 def vae_hash(folder: Path) -> str:

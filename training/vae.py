@@ -39,6 +39,12 @@ class VaeRecipe:
     def __post_init__(self) -> None:
         if self.crop < 32 or self.crop % 16:
             raise WamError("a square has whole latents", seen=self.crop, expected="32, 48, 64 ...")
+        for name in ("base_dim", "num_res_blocks", "steps", "batch", "save_every"):
+            if getattr(self, name) < 1:
+                raise WamError(f"{name} must be 1 or more", seen=getattr(self, name))
+        for name in ("full", "rare"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise WamError(f"{name} is a share", seen=getattr(self, name), expected="0 .. 1")
         if not self.clip_frames or any(frames < 1 or frames % 4 != 1 for frames in self.clip_frames):
             raise WamError("a clip has whole latents", seen=self.clip_frames, expected="of 1, 5, 9 ...")
 

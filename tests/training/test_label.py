@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("gym_pusht", reason="needs the extra pusht")
 
+from wamserve.action_codec.errors import WamError
 from wamserve.clients.policy import ActionChunk, Observation, Prediction, Request
 from wamserve.embodiments.adapters import state_row
 from wamserve.embodiments.contract import load
@@ -72,6 +73,31 @@ def test_a_label_begins_with_the_measured_state(task):
     columns = columns_from_rows(CONTRACT, moment.plan[:2], states)
     assert chunk_normalizer(CONTRACT.model).state is not None
     np.testing.assert_allclose(state_row(CONTRACT, columns, 0), *moment.states.values(), rtol=1e-6)
+
+
+def test_a_folder_that_holds_a_set_is_left_as_it_is(start, prepared):
+    before = (prepared / "latents.f16").read_bytes()
+    with pytest.raises(WamError, match="holds prepared data already; seen: pusht"):
+        label([Scene(TASK, "pusht", "full", start / "vae", None)], 20, prepared, Visits(1))
+    assert (prepared / "latents.f16").read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [{"moments": 0}, {"every": 0}, {"askew": -1.0}])
+def test_nonsense_visits_are_refused_by_name(wrong):
+    (name,) = wrong
+    with pytest.raises(WamError, match=f"{name}.*try: --{name}"):
+        Visits(1, **wrong)
+
+
+def test_a_task_without_an_oracle_is_refused_before_anything_is_written(start, tmp_path):
+    with pytest.raises(WamError, match="no oracle"):
+        label(
+            [Scene("robosuite/Door", "panda_joint", "fast", start / "vae", None)],
+            20,
+            tmp_path / "x",
+            Visits(1),
+        )
+    assert not (tmp_path / "x").exists()
 
 
 def _seed(seed: int, scene: int) -> int:

@@ -185,8 +185,26 @@ def test_first_frames_teach_a_policy_and_leave_the_video_alone(config, prepared,
     (stills / "meta.json").write_text(json.dumps(meta))
     both = replace(config, data=(*config.data, Data(str(stills), batch=8)), steps=8)
     weights(both)
-    streams = {row["stream"]: row for row in curve(both) if row["stream"] != "train"}
-    assert streams["stills"]["video"] == 0 < streams["stills"]["action"]
-    assert streams["validation"]["video"] > 0
+    held_out = {row["data"]: row for row in curve(both) if row["stream"] == "validation"}
+    assert held_out["stills"]["video"] == 0 < held_out["stills"]["action"]
+    assert held_out["pusht"]["video"] > 0
     seen = {row["video"] > 0 for row in curve(both) if row["stream"] == "train"}
     assert seen == {True, False}
+
+
+def test_what_a_killed_run_wrote_after_its_last_state_is_not_kept_twice(config, monkeypatch):
+    from wamserve.training import loop
+
+    draw = loop.Trainer._draw
+
+    def dies(trainer, *arguments):
+        if trainer.step == 3:
+            raise RuntimeError("killed")
+        return draw(trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_draw", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(config, quiet)
+    train(config, quiet)
+    assert [row["step"] for row in curve(config) if row["stream"] == "train"] == [1, 2, 3, 4]

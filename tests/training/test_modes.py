@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -66,13 +67,50 @@ def test_counted_samples_are_those_that_a_training_draws(start, prepared, tmp_pa
         return plan(objective, rng, mode, **embodiment)
 
     monkeypatch.setattr(Objective, "draw_plan", counting)
-    monkeypatch.setattr("wamserve.training.loop.Trainer._validate", lambda trainer: _no_losses())
+    monkeypatch.setattr("wamserve.training.loop.Trainer._validate", lambda trainer, which: _no_losses())
     config = TrainConfig(
         start=str(start), out=str(tmp_path), steps=3, batch=5, data=(Data(str(prepared)),), precision="fp32",
         objective=Objective(modes={"fd": 1.0, "id": 1.0, "policy": 1.0}), trainable=Trainable(),
     )  # fmt: skip
     train(config, lambda line: None)
     assert dict(drawn) == samples_by_mode(config)
+
+
+def _fails_at_once(recipe, out, cell):
+    if cell == cells_of(recipe)[0]:
+        raise ValueError("as a full disk does")
+    time.sleep(0.5)
+    (Path(out) / f"done-{cell.seed}-{cell.kind}").touch()
+
+
+def test_when_a_checkpoint_fails_no_other_is_begun_behind_the_commands_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(modes, "_make_cell_aloud", _fails_at_once)
+    with pytest.raises(ValueError, match="full disk"):
+        modes._make_cells(ModesRecipe(), Place(tmp_path), 2, lambda line: None)
+    done = len(list(tmp_path.iterdir()))
+    time.sleep(1.5)
+    assert len(list(tmp_path.iterdir())) == done < len(cells_of(ModesRecipe())) - 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seeds": (1, 1, 2)},
+        {"seeds": (-1, 2)},
+        {"hop": 0},
+        {"layers": 0},
+        {"learning_rate": -1.0},
+        {"replan": 99},
+    ],
+)
+def test_nonsense_sizes_are_refused_before_anything_is_made(wrong):
+    with pytest.raises(WamError):
+        ModesRecipe(**wrong)
+
+
+def test_equal_gaps_of_all_seeds_are_no_certainty():
+    row = modes_table.compare_row(modes_table.METRICS[0], [0.0, 0.025, 0.05], [0.025, 0.05, 0.075])
+    assert row.verdict == "not distinguishable"
 
 
 def _no_losses():
@@ -170,7 +208,7 @@ def test_a_folder_in_use_and_a_folder_of_another_recipe_are_refused(tmp_path):
 def test_the_command_goes_from_demonstrations_to_the_table_and_goes_on_where_it_was_killed(
     tmp_path, monkeypatch, capsys
 ):
-    for module in ("prepare", "modes_recipe"):
+    for module in ("prepared", "modes_recipe"):
         monkeypatch.setattr(f"wamserve.training.{module}.HOLD_OUT", 2)
     (tmp_path / "tiny.toml").write_text(TINY)
     out = tmp_path / "modes"

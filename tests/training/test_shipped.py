@@ -52,7 +52,6 @@ def test_first_row_goes_on_from_where_the_arm_is(policy):
     assert np.abs(rows[0, :7] - observation.state["joint_position"]).max() < 0.5
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped weights do not hear the instruction, says their card")
 def test_instruction_decides_which_cube_the_arm_goes_to(policy):
     observation = seen("two_cubes/red", 5, "lift the red cube")
     red, green = (
