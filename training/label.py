@@ -32,7 +32,7 @@ from wamserve.training.language import paraphrase
 from wamserve.training.prepare import load_vae
 from wamserve.training.prepared import HOLD_OUT, Meta, Window, latents_file, write_windows
 
-AT_ONCE = 16  # scenes a process does before it hands in
+AT_ONCE = 16  # scenes a process does before it hands in; pictures encoded together
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def moments(
         if leader is not None:
             rows = _rows(leader, Observation(images, states, instruction), seed)
         else:
-            offset = rng.normal(0.0, askew, plan.shape[1])
+            offset: np.ndarray = rng.normal(0.0, askew, plan.shape[1])
             offset[grippers] = 0.0
             rows = plan + offset
         for row in rows[: visits.every]:
@@ -124,7 +124,8 @@ def label(
 ) -> Meta:
     """Moments of `count` scenes of each task as a prepared folder of first frames.
 
-    The tasks share one contract, VAE and render profile; the result is the same for any number of workers.
+    The tasks share one contract, VAE and render profile. The result is the same for any number of workers,
+    which have one thread each; `workers=0` has this process's.
     """
     contract = load(scenes[0].contract)
     if count * len(scenes) < HOLD_OUT:
@@ -182,8 +183,9 @@ def _labelled(job: tuple[int, Scene, range, Visits]) -> tuple[list[Moment], np.n
         moment for number in numbers for moment in moments(task, oracle, contract, number, visits, leader)
     ]
     pixels = torch.from_numpy(np.stack([moment.frame.pixels for moment in found]))
+    pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        latents = vae.encode_first_frame(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0)
+        latents = torch.cat([vae.encode_first_frame(part) for part in pixels.split(AT_ONCE)])
     fit = found[0].frame.fit
     latents = crop_content(latents, (fit.content_height, fit.content_width))
     return found, latents.float().numpy().astype(np.float16)

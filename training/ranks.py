@@ -80,21 +80,19 @@ def shard(network: WorldModel, ranks: Ranks) -> None:
 def average_gradients(network: nn.Module, ranks: Ranks) -> None:
     """Data parallelism without sharding: every rank ends with the mean gradient.
 
-    One exchange for all weights: hundreds of small ones cost more in waiting than in bytes.
+    One exchange for all weights: hundreds of small ones cost more in waiting than in bytes. What no sample of
+    any rank used keeps no gradient, so that the optimizer leaves it alone as it does on one rank.
     """
     if ranks.size == 1:
         return
-    grads = []
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:  # a head no sample of this rank used
-                parameter.grad = torch.zeros_like(parameter)
-            grads.append(parameter.grad)
-    total = torch.cat([grad.flatten() for grad in grads])
+    moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    used = torch.tensor([parameter.grad is not None for parameter in moving], dtype=torch.float32)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in moving]
+    total = torch.cat([*(grad.flatten() for grad in grads), used.to(ranks.device)])
     dist.all_reduce(total)
-    total /= ranks.size
-    for grad, mean in zip(grads, total.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
+    *means, used = (total / ranks.size).split([*(parameter.numel() for parameter in moving), len(moving)])
+    for parameter, mean, share in zip(moving, means, used.tolist(), strict=True):
+        parameter.grad = mean.view_as(parameter) if share else None
 
 
 def local(value: Tensor) -> Tensor:
