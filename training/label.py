@@ -88,7 +88,7 @@ def moments(
         if leader is not None:
             rows = _rows(leader, Observation(images, states, instruction), seed)
         else:
-            offset: np.ndarray = rng.normal(0.0, askew, plan.shape[1])
+            offset = rng.normal(0.0, askew, plan.shape[1:])
             offset[grippers] = 0.0
             rows = plan + offset
         for row in rows[: visits.every]:
