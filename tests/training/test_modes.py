@@ -84,6 +84,7 @@ def _fails_at_once(recipe, out, cell):
 
 
 def test_when_a_checkpoint_fails_no_other_is_begun_behind_the_commands_back(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # workers import this file to find the function
     monkeypatch.setattr(modes, "_make_cell_aloud", _fails_at_once)
     with pytest.raises(ValueError, match="full disk"):
         modes._make_cells(ModesRecipe(), Place(tmp_path), 2, lambda line: None)
