@@ -133,6 +133,13 @@ def label(
             "too few scenes: some are held out", seen=count * len(scenes), expected=f">= {HOLD_OUT}",
             fix="--scenes",
         )  # fmt: skip
+    if workers < 0:
+        raise WamError("workers are counted", seen=workers, expected=">= 0", fix="--workers")
+    if visits.every > contract.wire.chunk:
+        raise WamError(
+            "nobody plays more than a chunk", seen=visits.every, expected=f"<= {contract.wire.chunk}",
+            fix="--every",
+        )  # fmt: skip
     for scene in scenes:
         oracle_for(scene.task, contract)
     normalizer = chunk_normalizer(contract.model)

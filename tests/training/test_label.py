@@ -89,6 +89,16 @@ def test_nonsense_visits_are_refused_by_name(wrong):
         Visits(1, **wrong)
 
 
+@pytest.mark.parametrize(("every", "workers", "option"), [(99, 0, "every"), (8, -1, "workers")])
+def test_more_steps_than_a_chunk_and_fewer_workers_than_none_are_refused(
+    start, tmp_path, every, workers, option
+):
+    scene = Scene(TASK, "pusht", "full", start / "vae", None)
+    with pytest.raises(WamError, match=f"try: --{option}"):
+        label([scene], 20, tmp_path / "x", Visits(1, every=every), workers)
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_task_without_an_oracle_is_refused_before_anything_is_written(start, tmp_path):
     with pytest.raises(WamError, match="no oracle"):
         label(
