@@ -228,6 +228,8 @@ class Terminal:
 
 async def _serve(make: Callable[[Terminal], Server]) -> int:
     """Runs a server until a signal or until its engine has failed for good."""
+    from wamserve.policy_server.serving.memory import tidy
+
     terminal = Terminal()
     server = make(terminal)
     await server.start()
@@ -244,12 +246,14 @@ async def _serve(make: Callable[[Terminal], Server]) -> int:
         loop.add_signal_handler(signum, stop)
     over = asyncio.ensure_future(server.engine.over.wait())
     stopped = asyncio.ensure_future(server.wait_stopped())
+    tidying = asyncio.ensure_future(tidy())
     await asyncio.wait({over, stopped}, return_when=asyncio.FIRST_COMPLETED)
     failed = server.engine.state == "failed"
     if failed:
         stop()
     await stopped
     over.cancel()
+    tidying.cancel()
     with contextlib.suppress(NotImplementedError):
         loop.remove_signal_handler(signal.SIGTERM)
     if failed:

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import tomllib
 
 from wamserve.action_codec.errors import WamError
-from wamserve.training.objective import Objective
+from wamserve.clients.policy import Mode
+from wamserve.training.objective import Objective, check_modes
 
 T = TypeVar("T")
 
@@ -40,6 +41,9 @@ class Data:
     weight: float = 1.0
     batch: int = 0  # samples per step in place of the run's; 0: as many
     reach: float = math.inf  # windows with an action value beyond it, in model space, are left out
+    # In place of the objective's. An entry of its own for forward dynamics keeps its small gradients out of
+    # batches that errors of actions dominate.
+    modes: Mapping[Mode, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, good in (
@@ -49,6 +53,13 @@ class Data:
         ):
             if not good:
                 raise WamError(f"bad {name} of the data in {self.prepared}", seen=getattr(self, name))
+        if self.modes:
+            check_modes(self.modes)
+
+    @property
+    def label(self) -> str:
+        """What curves and cards call it."""
+        return " ".join([Path(self.prepared).name, "+".join(self.modes)]).strip()
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,14 @@ class TrainConfig:
                 seen=[data.weight for data in self.data],
                 expected="[[data]] with prepared and weight",
             )
+
+    def modes(self, which: int) -> Mapping[Mode, float]:
+        """Weights of the modes that samples of data set `which` are drawn in."""
+        return self.data[which].modes or self.objective.modes
+
+    def samples(self, which: int) -> int:
+        """Per step on data set `which`, over all ranks."""
+        return self.data[which].batch or self.batch
 
     def fingerprint(self) -> str:
         """What must be equal for a state to be resumed."""

@@ -85,7 +85,8 @@ def export_card(
     """The policy card beside the weights: the modes and contracts that were trained, and nothing else."""
     start = Path(config.start)
     start = start.relative_to(start.parents[1]) if len(start.parts) > 2 else start
-    modes = tuple(mode for mode in get_args(Mode) if config.objective.modes.get(mode, 0.0) > 0)
+    drawn = [config.modes(which) for which in range(len(config.data))]
+    modes = tuple(mode for mode in get_args(Mode) if any(weights.get(mode, 0.0) > 0 for weights in drawn))
     shift = config.objective.sigma_shift
 
     def sampling(steps: int, guidance: float) -> Sampling:
@@ -115,8 +116,8 @@ def told(config: TrainConfig) -> str:
     """The data sets of a run, how often each was drawn from and how many samples a step had."""
     whole = sum(data.weight for data in config.data)
     return ", ".join(
-        f"{Path(data.prepared).name} ({data.weight / whole:.0%}, {data.batch or config.batch} samples)"
-        for data in config.data
+        f"{data.label} ({data.weight / whole:.0%}, {config.samples(which)} samples)"
+        for which, data in enumerate(config.data)
     )
 
 

@@ -25,7 +25,7 @@ from wamserve.training.attention import product_attention
 from wamserve.training.config import TrainConfig
 from wamserve.training.curve import forget_after, keep_curve
 from wamserve.training.export import export_card, export_checkpoint
-from wamserve.training.objective import Losses, flow_losses
+from wamserve.training.objective import Losses, draw_modes, flow_losses
 from wamserve.training.parameters import (
     Average,
     make_optimizer,
@@ -86,8 +86,6 @@ class Trainer:
             open_prepared(Path(d.prepared), load(contract_name(Path(d.prepared))), self.checkpoint, d.reach)
             for d in config.data
         ]
-        weights = np.array([d.weight for d in config.data])
-        self.share = weights / weights.sum()
         self.adam = make_optimizer(network, config.optimizer)
         self.average = Average(network.named_parameters(), config.optimizer.ema_decay)
         self.step = 0
@@ -159,8 +157,8 @@ class Trainer:
     def _losses(self, stream: int, index: int, which: int, held_out: bool) -> Losses:
         """The losses of batch `index` of a random stream on data set `which`. The seed decides the rest."""
         config, data = self.config, self.data[which]
-        count = (config.data[which].batch or config.batch) // self.ranks.size
-        rng, modes = begin_batch(config, stream, index, self.ranks.rank, count)
+        count = config.samples(which) // self.ranks.size
+        rng, modes = begin_batch(config, which, stream, index, self.ranks.rank, count)
         batch, modes = self._draw(data, rng, ["policy"] * count if data.still else modes, held_out)
         plans = [config.objective.draw_plan(rng, mode, **batch.data.plan_arguments) for mode in modes]
         sigma = torch.from_numpy(config.objective.draw_sigma(rng, count)).float().to(self.ranks.device)
@@ -261,12 +259,10 @@ class Trainer:
         return [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
 
     def _which(self) -> int:
-        """The data set of this step, the same on all ranks."""
-        draw = np.random.default_rng((self.config.seed, DATA_STREAM, self.step))
-        return int(draw.choice(len(self.data), p=self.share))
+        return data_of_step(self.config, self.step)
 
     def _curve(self, stream: str, which: int, losses: Losses, **more: float) -> None:
-        data = Path(self.config.data[which].prepared).name
+        data = self.config.data[which].label
         row: dict[str, Any] = {"step": self.step, "stream": stream, "data": data}
         row |= {name: float(self.ranks.mean(value.detach())) for name, value in losses._asdict().items()}
         row |= more
@@ -281,20 +277,29 @@ class Trainer:
             self.log(line)
 
 
+def data_of_step(config: TrainConfig, step: int) -> int:
+    """The data set that a step learns from, the same on all ranks."""
+    weights = np.array([data.weight for data in config.data])
+    draw = np.random.default_rng((config.seed, DATA_STREAM, step))
+    return int(draw.choice(len(weights), p=weights / weights.sum()))
+
+
 def begin_batch(
-    config: TrainConfig, stream: int, index: int, rank: int, count: int
+    config: TrainConfig, which: int, stream: int, index: int, rank: int, count: int
 ) -> tuple[np.random.Generator, list[Mode]]:
-    """The modes of the `count` samples that a rank draws for batch `index`, and the generator behind them."""
+    """The modes of the `count` samples that a rank draws for batch `index` of data set `which`, and the
+    generator behind them."""
     rng = np.random.default_rng((config.seed, stream, index, rank))
-    return rng, config.objective.draw_modes(rng, count)
+    return rng, draw_modes(config.modes(which), rng, count)
 
 
 def samples_by_mode(config: TrainConfig) -> dict[Mode, int]:
-    """How many samples of each mode a run of one rank learns from, counted and not expected."""
+    """How many samples of each mode a run of one rank learns from windows, counted and not expected."""
     counts: dict[Mode, int] = dict.fromkeys(config.objective.modes, 0)
     for step in range(config.steps):
-        for mode in begin_batch(config, TRAIN_STREAM, step, 0, config.batch)[1]:
-            counts[mode] += 1
+        which = data_of_step(config, step)
+        for mode in begin_batch(config, which, TRAIN_STREAM, step, 0, config.samples(which))[1]:
+            counts[mode] = counts.get(mode, 0) + 1
     return counts
 
 

@@ -39,18 +39,7 @@ class Objective:
     logit_std: float = 1.0
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.modes) - set(get_args(Mode)))
-        if unknown:
-            raise WamError("unknown modes", seen=", ".join(unknown), expected=", ".join(get_args(Mode)))
-        weights = list(self.modes.values())
-        if any(weight < 0 for weight in weights) or not sum(weights):
-            raise WamError("modes need weights >= 0 with a positive sum", seen=dict(self.modes))
-
-    def draw_modes(self, rng: np.random.Generator, batch: int) -> list[Mode]:
-        """One mode per sample, by the weights."""
-        names = list(self.modes)
-        weights = np.array([self.modes[name] for name in names], dtype=float)
-        return [names[i] for i in rng.choice(len(names), size=batch, p=weights / weights.sum())]
+        check_modes(self.modes)
 
     def draw_plan(self, rng: np.random.Generator, mode: Mode, **embodiment: Any) -> RequestPlan:
         """The plan of one sample; `embodiment` is its contract's part of `plan_request`."""
@@ -64,6 +53,23 @@ class Objective:
         return shifted(
             1 / (1 + np.exp(-rng.normal(self.logit_mean, self.logit_std, batch))), self.sigma_shift
         )
+
+
+def check_modes(modes: Mapping[Mode, float]) -> None:
+    """WamError for weights of modes that cannot be drawn from."""
+    unknown = sorted(set(modes) - set(get_args(Mode)))
+    if unknown:
+        raise WamError("unknown modes", seen=", ".join(unknown), expected=", ".join(get_args(Mode)))
+    weights = list(modes.values())
+    if any(weight < 0 for weight in weights) or not sum(weights):
+        raise WamError("modes need weights >= 0 with a positive sum", seen=dict(modes))
+
+
+def draw_modes(modes: Mapping[Mode, float], rng: np.random.Generator, batch: int) -> list[Mode]:
+    """One mode per sample, by the weights."""
+    names = list(modes)
+    weights = np.array([modes[name] for name in names], dtype=float)
+    return [names[i] for i in rng.choice(len(names), size=batch, p=weights / weights.sum())]
 
 
 def shifted(sigma: np.ndarray, shift: float) -> np.ndarray:

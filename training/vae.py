@@ -31,8 +31,10 @@ class VaeRecipe:
     rare: float = 0.75  # share of squares laid over a rare colour
     learning_rate: float = 1e-3
     kl_weight: float = 1e-6
+    square_weight: float = 2.0  # of the squared error, against 1 for L1; PSNR is what a large one asks for
     rarest: float = 20.0  # weight of a rare colour's pixel over the commonest's: objects are small
     start: str = ""  # folder of a VAE to go on from
+    decoder_only: bool = False  # the encoder of `start` is kept, and with it every latent made before
     seed: int = 0
     save_every: int = 250
 
@@ -45,6 +47,8 @@ class VaeRecipe:
         for name in ("full", "rare"):
             if not 0 <= getattr(self, name) <= 1:
                 raise WamError(f"{name} is a share", seen=getattr(self, name), expected="0 .. 1")
+        if self.decoder_only and not self.start:
+            raise WamError("decoder_only keeps an encoder", expected="start, the folder of a trained VAE")
         if not self.clip_frames or any(frames < 1 or frames % 4 != 1 for frames in self.clip_frames):
             raise WamError("a clip has whole latents", seen=self.clip_frames, expected="of 1, 5, 9 ...")
 
@@ -143,10 +147,12 @@ def _colour(pixels: np.ndarray) -> np.ndarray:
     return coarse[..., 0] * 64 + coarse[..., 1] * 8 + coarse[..., 2]
 
 
-def reconstruction_loss(pixels: torch.Tensor, out: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def reconstruction_loss(
+    pixels: torch.Tensor, out: torch.Tensor, weight: torch.Tensor, square_weight: float
+) -> torch.Tensor:
     """Weighted L1 plus squared error: L1 keeps edges, the square punishes a missing object."""
     error = out - pixels
-    return (weight * (error.abs() + 2.0 * error.square())).sum() / weight.sum()
+    return (weight * (error.abs() + square_weight * error.square())).sum() / weight.sum()
 
 
 def train_vae(
@@ -157,7 +163,11 @@ def train_vae(
     torch.manual_seed(recipe.seed)
     vae = open_vae(Path(recipe.start)) if recipe.start else new_vae(recipe)
     replace_norms(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
+    if recipe.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
     first = 0
     state_path = folder / "state.pt"
     if state_path.exists():
@@ -185,10 +195,10 @@ def train_vae(
             latents = posterior.mean + 0.05 * noise.to(posterior.mean.dtype)
             out = vae.decode(latents).sample.float()
         kl = posterior.kl().mean()
-        loss = reconstruction_loss(pixels, out, weight) + recipe.kl_weight * kl.float()
+        loss = reconstruction_loss(pixels, out, weight, recipe.square_weight) + recipe.kl_weight * kl.float()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         if (step + 1) % 50 == 0 or step + 1 == recipe.steps:
             psnr = 10 * np.log10(4.0 / float((out.detach().clamp(-1, 1) - pixels).square().mean()))
@@ -206,8 +216,9 @@ def train_vae(
             torch.save({**state, "recipe": json.dumps(asdict(recipe))}, state_path.with_suffix(".tmp"))
             state_path.with_suffix(".tmp").replace(state_path)
     vae.eval()
-    mean, std = latent_statistics(vae, datasets, recipe.seed)
-    vae.register_to_config(latents_mean=mean, latents_std=std)
+    if not recipe.decoder_only:
+        mean, std = latent_statistics(vae, datasets, recipe.seed)
+        vae.register_to_config(latents_mean=mean, latents_std=std)
     vae.half().save_pretrained(folder)  # what is stored, rounded, is what every latent is made with
     return vae.float()
 

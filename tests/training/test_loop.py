@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from wamserve.action_codec.errors import WamError
 from wamserve.policy_server.card import CARD_FILE, read_card
 from wamserve.training.config import Data, Optimizer, Trainable, TrainConfig
-from wamserve.training.loop import train
+from wamserve.training.loop import samples_by_mode, train
 from wamserve.training.objective import Objective
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -190,6 +190,19 @@ def test_first_frames_teach_a_policy_and_leave_the_video_alone(config, prepared,
     assert held_out["pusht"]["video"] > 0
     seen = {row["video"] > 0 for row in curve(both) if row["stream"] == "train"}
     assert seen == {True, False}
+
+
+def test_data_with_modes_of_its_own_is_learned_in_those_alone(config):
+    dynamics = replace(config.data[0], modes={"fd": 1.0})
+    both = replace(config, data=(dynamics, replace(config.data[0], modes={"policy": 1.0})), steps=8)
+    folder = Path(train(both, quiet))
+    rows = [row for row in curve(both) if row["stream"] == "train"]
+    assert {row["data"] for row in rows} == {"pusht fd", "pusht policy"}
+    for row in rows:
+        assert (row["action"] == 0) == (row["data"] == "pusht fd")
+    assert read_card(folder / CARD_FILE).trained[0].modes == ("policy", "fd")
+    drawn = samples_by_mode(both)
+    assert drawn["fd"] + drawn["policy"] == 8 * config.batch and drawn["id"] == 0
 
 
 def test_what_a_killed_run_wrote_after_its_last_state_is_not_kept_twice(config, monkeypatch):

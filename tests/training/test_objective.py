@@ -9,7 +9,7 @@ import torch
 from wamserve.policy_server.world_model.config import preset
 from wamserve.policy_server.world_model.network import Velocity, WorldModel, init_random_
 from wamserve.policy_server.world_model.tokens import plan_request
-from wamserve.training.objective import Objective, flow_losses, shifted
+from wamserve.training.objective import Objective, draw_modes, flow_losses, shifted
 
 ROBOT = dict(chunk=8, domain=4, raw_action_dim=2, rate_hz=10.0, state_row=True)
 
@@ -72,8 +72,7 @@ def test_forward_dynamics_has_no_action_loss_and_inverse_dynamics_no_video_loss(
 
 
 def test_modes_follow_their_weights():
-    objective = Objective(modes={"policy": 3.0, "fd": 1.0, "id": 0.0})
-    drawn = objective.draw_modes(np.random.default_rng(0), 4000)
+    drawn = draw_modes({"policy": 3.0, "fd": 1.0, "id": 0.0}, np.random.default_rng(0), 4000)
     assert "id" not in drawn
     assert 0.72 < drawn.count("policy") / 4000 < 0.78
 
