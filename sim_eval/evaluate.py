@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from wamserve.action_codec.errors import ContractError, RunError, TaskError
@@ -15,7 +14,7 @@ from wamserve.clients.player import Strategy
 from wamserve.clients.policy import Policy
 from wamserve.embodiments import tables
 from wamserve.embodiments.contract import WireHalf
-from wamserve.sim_eval import catalog, policies, seeds
+from wamserve.sim_eval import catalog, policies, seeds, survey
 from wamserve.sim_eval.check_fit import check_fit
 from wamserve.sim_eval.clock import Latency
 from wamserve.sim_eval.policies import Facts
@@ -27,8 +26,6 @@ from wamserve.sim_eval.store import RunStore
 from wamserve.sim_eval.task import Episode, TaskSpec, WorkItem
 from wamserve.sim_eval.worker import MakeTask
 from wamserve.sim_eval.workers import Crew, Here
-
-PACKAGES = ("wamserve", "numpy", "mujoco", "robosuite", "hf-libero", "gym-pusht", "pymunk", "gymnasium")
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,12 @@ class Plan:
             )
         if self.horizon is not None and self.horizon < 1:
             raise TaskError("the replan horizon is at least one control step", seen=self.horizon)
+        if self.python != sys.executable and (self.workers < 1 or self.executor != "local"):
+            raise TaskError(
+                "another interpreter runs worker processes of its own",
+                seen=f"--python {self.python} --workers {self.workers} --executor {self.executor}",
+                expected="at least one worker, executor local",
+            )
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,13 @@ def work_items(plan: Plan, tasks: Sequence[TaskSpec]) -> list[WorkItem]:
 
 
 def protocol_card(
-    plan: Plan, tasks: Sequence[TaskSpec], facts: Facts, horizon: int, wire_sha256: str
+    plan: Plan,
+    tasks: Sequence[TaskSpec],
+    facts: Facts,
+    horizon: int,
+    wire_sha256: str,
+    versions: Mapping[str, str],
 ) -> ProtocolCard:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     card = facts.card
     return ProtocolCard(
         suite=plan.target.partition("/")[0],
@@ -153,7 +155,8 @@ def evaluate(
     `watch` is told (finished, planned, successes) after every episode, those of an earlier attempt included.
     """
     plan.check()
-    names = catalog.task_names(plan.target)
+    found = survey.of(plan.python, plan.target)
+    names = found.tasks
     contract = catalog.contract_of(plan.target, plan.contract)
     policy = policy or policies.resolve(plan.policy, contract, names[0])
     facts = policies.facts_of(policy)
@@ -162,7 +165,8 @@ def evaluate(
         described = bench.describe(names, facts.sighted)
         for spec, wire in described:
             check_fit(spec, wire, facts)
-        return _run(plan, run, policy, facts, [spec for spec, _ in described], described[0][1], bench, watch)
+        specs, wire = [spec for spec, _ in described], described[0][1]
+        return _run(plan, run, policy, facts, specs, wire, found.versions, bench, watch)
 
 
 def _bench(plan: Plan) -> Here | Crew:
@@ -180,6 +184,7 @@ def _run(
     facts: Facts,
     specs: Sequence[TaskSpec],
     wire: WireHalf,
+    versions: Mapping[str, str],
     bench: Here | Crew,
     watch: Callable[[int, int, int], None] | None,
 ) -> Outcome:
@@ -188,7 +193,7 @@ def _run(
         raise ContractError(
             "the replan horizon is longer than a chunk", seen=horizon, expected=f"1 .. {wire.chunk}"
         )
-    card = protocol_card(plan, specs, facts, horizon, tables.sha256(wire))
+    card = protocol_card(plan, specs, facts, horizon, tables.sha256(wire), versions)
     items = work_items(plan, specs)
     run = run or default_run(card, plan.target)
     loop = Loop(

@@ -38,6 +38,7 @@ from wamserve.sim_eval.protocol import ProtocolCard
 from wamserve.sim_eval.task import ChunkRow, Episode
 
 FORMAT = 1
+TEMPORARY = ".tmp"  # of files that are not in place yet
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS episodes (
@@ -154,6 +155,7 @@ class RunStore:
         """A fresh run directory, or the unfinished or finished one of the very same protocol."""
         path = Path(path)
         if (path / "run.json").is_file():
+            (path / "episodes").mkdir(exist_ok=True)
             run = cls.open(path)
             different = run.info.protocol.differences(protocol, policy=True)
             if different:
@@ -163,11 +165,13 @@ class RunStore:
                     fix="another --run directory",
                 )
             return run
-        if path.is_dir() and any(path.iterdir()):
+        # A process that died before run.json was in place left an empty folder, or a temporary file in it.
+        if path.is_dir() and not all(_is_temporary(inner) for inner in path.iterdir()):
             raise RunError(f"{path} is not empty and not a run", fix="another --run directory")
-        (path / "episodes").mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         info = RunInfo(protocol, protocol.sha256, config, "running", episodes_planned, time.time(), source)
         _write_info(path, info)
+        (path / "episodes").mkdir(exist_ok=True)
         return cls(path, info)
 
     @property
@@ -269,9 +273,13 @@ def _write_info(path: Path, info: RunInfo) -> None:
     _write_atomic(path / "run.json", lambda f: f.write(text))
 
 
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".run.json.") and path.suffix == TEMPORARY
+
+
 def _write_atomic(path: Path, write: Any) -> None:
     """`path` is either absent, old or complete, whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     with open(temporary, "wb") as file:
         write(file)
         file.flush()

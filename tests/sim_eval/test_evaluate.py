@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+import venv
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 
 from wamserve.action_codec.errors import ContractError, RunError, TaskError
@@ -181,48 +183,96 @@ def test_deterministic_mode_asks_singly_unless_the_policy_says_batches_change_no
     assert set(policy.batches) == {1}
 
 
-def command(run, episodes):
+def command(run, episodes, workers=0):
     return [
         *(sys.executable, "-m", "wam", "eval", "pusht", "--policy", "noop", "--episodes", str(episodes)),
-        *("--workers", "0", "--max-steps", "24", "--replan-horizon", "4", "--run", str(run)),
+        *("--workers", str(workers), "--max-steps", "24", "--replan-horizon", "4", "--run", str(run)),
     ]
 
 
-def killed_and_resumed(tmp_path, kills, episodes):
-    quiet = tmp_path / "quiet"
-    assert subprocess.run(command(quiet, episodes), capture_output=True).returncode == 0
-    run, chance, seen = tmp_path / "run", random.Random(0), 0
-    for _ in range(kills):
-        process = subprocess.Popen(
-            command(run, episodes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+def wait_gone(processes, patience_s=60):
+    until = time.monotonic() + patience_s
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+        assert time.monotonic() < until, "a worker outlives its command"
+        time.sleep(0.01)
+
+
+def killed_and_resumed(tmp_path, kills, episodes, workers):
+    """Every second kill falls anywhere in a start-up, the others soon after an episode.
+
+    With workers, one kill in three takes a worker first, which is no end of the run, and then the rest.
+    """
+    quiet, run, chance = tmp_path / "quiet", tmp_path / "run", random.Random(0)
+    began = time.monotonic()
+    assert subprocess.run(command(quiet, 1, workers), capture_output=True).returncode == 0
+    startup_s = time.monotonic() - began
+    assert subprocess.run(command(tmp_path / "whole", episodes), capture_output=True).returncode == 0
+
+    def recorded():
+        return len(list((run / "episodes").glob("*.npz")))
+
+    seen = 0
+    for kill in range(kills):
+        process = psutil.Popen(
+            command(run, episodes, workers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            done = len(list((run / "episodes").glob("*.npz"))) if run.is_dir() else 0
-            if done > seen:
-                time.sleep(chance.uniform(0, 0.1))
-                break
+        until = time.monotonic() + (60 if kill % 2 else chance.uniform(0, startup_s))
+        while recorded() <= seen and time.monotonic() < until:
             time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.1) if kill % 2 else 0)
+        children = process.children(recursive=True)
+        if children and kill % 3 == 1:
+            chance.choice(children).send_signal(signal.SIGKILL)
+            time.sleep(chance.uniform(0, 0.1))
+            children = [*children, *process.children(recursive=True)]
         process.send_signal(signal.SIGKILL)
         process.wait()
-        seen = len(list((run / "episodes").glob("*.npz")))
-    assert seen < episodes, "every kill came too late to matter"
-    done = subprocess.run(command(run, episodes), capture_output=True, text=True)
+        wait_gone(children)
+        assert process.returncode == -signal.SIGKILL, "this kill came too late to matter"
+        seen = recorded()
+    assert 0 < seen < episodes
+    done = subprocess.run(command(run, episodes, workers), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    same(contents(quiet), contents(run))
+    same(contents(tmp_path / "whole"), contents(run))
     with RunStore.open(run) as store:
         assert store.finished
         assert len(store.episodes()) == len(store.done()) == episodes
 
 
 def test_three_kills_lose_nothing_and_repeat_nothing(tmp_path):
-    killed_and_resumed(tmp_path, 3, 40)
+    killed_and_resumed(tmp_path, 3, 80, workers=0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path):
-    killed_and_resumed(tmp_path, 20, 200)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_twenty_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path, workers):
+    killed_and_resumed(tmp_path, 20, 400, workers)
+
+
+def test_workers_under_another_interpreter_bring_its_tasks_and_versions(tmp_path):
+    """An environment of links to this one's packages, one of them said to be another version."""
+    home, theirs = tmp_path / "env", {}
+    venv.create(home, symlinks=True)
+    (site,) = home.glob("lib/python*/site-packages")
+    (site / "here.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
+    (site / "pymunk-6.0.0.dist-info").mkdir()
+    (site / "pymunk-6.0.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: pymunk\nVersion: 6.0.0\n"
+    )
+    plan = replace(PLAN, python=str(home / "bin" / "python"), workers=1, episodes=1)
+    for name, python in (("here", sys.executable), ("there", plan.python)):
+        evaluate(replace(plan, python=python), tmp_path / name)
+        with RunStore.open(tmp_path / name) as run:
+            theirs[name] = dict(run.info.protocol.versions)
+    assert theirs["there"].pop("pymunk") == "6.0.0" != theirs["here"].pop("pymunk")
+    assert theirs["there"] == theirs["here"]
+    with pytest.raises(TaskError, match="at least one worker"):
+        evaluate(replace(plan, workers=0))
+    with pytest.raises(TaskError, match="no task 'pusht/Push'"):
+        evaluate(replace(plan, target="pusht/Push"))
+    with pytest.raises(TaskError, match="an interpreter with wamserve"):
+        evaluate(replace(plan, python="/bin/false"))
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):

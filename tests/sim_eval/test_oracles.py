@@ -215,8 +215,10 @@ def test_a_libero_task_repeats_from_its_initial_state_and_its_oracle_solves_it(m
 def test_every_libero_task_loads_takes_its_initial_states_and_evaluates_success(meshes, suite):
     for name in catalog.task_names(suite):
         task = catalog.make(name, load("libero"), "fast")
-        for init in range(50):
-            task.restore(task._inits[init])
+        assert task.spec.init_count == 50
+        for state in task._inits:
+            task.restore(state)
+            np.testing.assert_array_equal(task.sim_state(), state)
             assert task.success() is False
         task.reset(0, 0)
         task.step(task.hold())

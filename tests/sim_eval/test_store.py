@@ -1,11 +1,13 @@
 """A run directory loses nothing, repeats nothing and is never overwritten."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wamserve.action_codec.errors import RunError
+from wamserve.sim_eval import store
 from wamserve.sim_eval.protocol import LoopProtocol, PolicyIdentity, ProtocolCard
 from wamserve.sim_eval.store import RunStore
 from wamserve.sim_eval.task import ChunkRow, Episode, TaskSpec, WorkItem
@@ -131,6 +133,36 @@ def test_a_run_is_finished_only_when_whole_and_then_stays_as_it_is(tmp_path):
         assert run.finished
         with pytest.raises(RunError, match="never written again"):
             run.add(episode(2))
+
+
+@pytest.mark.parametrize("death", range(5))
+def test_a_process_may_die_at_any_step_of_making_a_run(tmp_path, monkeypatch, death):
+    """The folder, run.json's temporary file, run.json, episodes/ and the tables come one after another."""
+
+    class Died(BaseException): ...
+
+    steps = []
+
+    def mortal(call):
+        def step(*args, **options):
+            steps.append(call.__name__)
+            if len(steps) == death + 1:
+                raise Died
+            return call(*args, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", mortal(Path.mkdir))
+        patch.setattr(store.os, "fsync", mortal(store.os.fsync))
+        patch.setattr(store.os, "replace", mortal(store.os.replace))
+        patch.setattr(store.sqlite3, "connect", mortal(store.sqlite3.connect))
+        with pytest.raises(Died):
+            RunStore.create(tmp_path / "run", CARD, {}, 1)
+    assert steps == ["mkdir", "fsync", "replace", "mkdir", "connect"][: death + 1]
+    with RunStore.create(tmp_path / "run", CARD, {}, 1) as run:
+        run.add(episode(0))
+        run.finish()
 
 
 def test_a_strange_folder_is_not_written_into(tmp_path):
