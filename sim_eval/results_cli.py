@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from wamserve.sim_eval.reopened import FrameSource, contract_of, opener
+
 if TYPE_CHECKING:
     from wamserve.clients.policy import Policy
     from wamserve.embodiments.contract import Embodiment
-    from wamserve.sim_eval.score import OpenTask, RunScore
+    from wamserve.sim_eval.score import RunScore
     from wamserve.sim_eval.store import RunStore
-    from wamserve.sim_eval.task import Task, TaskSpec
-
-FrameSource = Literal["rendered", "seen"]
 
 
 def score(
@@ -200,54 +199,6 @@ def find_runs(path: Path) -> list[Path]:
     if (path / "run.json").is_file() or not path.is_dir():
         return [path]
     return sorted(inner.parent for inner in path.glob("*/run.json"))
-
-
-def contract_of(store: RunStore) -> Embodiment | None:
-    """The run's contract; None where it had none. RunError when it has changed since."""
-    from wamserve.action_codec.errors import RunError
-    from wamserve.embodiments.contract import load, names
-
-    card = store.info.protocol
-    if card.contract not in names():
-        return None
-    embodiment = load(card.contract)
-    if card.contract_wire_sha256 and embodiment.wire_hash != card.contract_wire_sha256:
-        raise RunError(
-            f"the contract {card.contract} has changed since {store.path} was recorded",
-            seen=f"wire half {embodiment.wire_hash[:12]}",
-            expected=card.contract_wire_sha256[:12],
-            fix="the version of wamserve that recorded it (see versions in run.json)",
-        )
-    return embodiment
-
-
-def opener(store: RunStore, frames: FrameSource) -> OpenTask | None:
-    """Makes the run's tasks anew, and only as they were; None where frames are not to be rendered."""
-    if frames == "seen":
-        return None
-    from wamserve.action_codec.errors import RunError
-    from wamserve.sim_eval import catalog
-
-    contract = contract_of(store)
-
-    def open_task(spec: TaskSpec) -> Task:
-        profile: Literal["full", "fast"] = "fast" if spec.render_profile == "fast" else "full"
-        task = catalog.make(spec.name, contract, profile)
-        if task.spec != spec:
-            recorded, here = ({**vars(s)} for s in (spec, task.spec))
-            fields = [
-                f"{k}: {recorded[k]!r} recorded, {here[k]!r} here" for k in here if recorded[k] != here[k]
-            ]
-            task.close()
-            raise RunError(
-                f"{spec.name} is not the task that was recorded",
-                seen="; ".join(fields),
-                fix="--frames seen, which needs no simulator",
-            )
-        task.reset(0, 0)  # the order of calls is reset first; every recorded state is restored on top
-        return task
-
-    return open_task
 
 
 def score_store(store: RunStore, frames: FrameSource, verify: bool = False) -> RunScore:

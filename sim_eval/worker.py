@@ -3,8 +3,10 @@
 Started as `python -m wamserve.sim_eval.worker FD` with one end of a socket pair; the interpreter may be
 another than the parent's, which is how a simulator with pins of its own runs beside the rest.
 
-parent -> worker   (make, loop) once; then ("describe", name, images) | ("run", item) | ("answer", ...)
-worker -> parent   ("described", (spec, wire)) | ("ask", request) | ("episode", episode) | ("error", text)
+parent -> worker   (make, loop) once; then ("describe", name, images) | ("loop", loop) | ("run", item)
+                   | ("answer", (prediction, ms)) | ("call", name, method, args)
+worker -> parent   ("described", (spec, wire)) | ("ready", None) | ("ask", request) | ("episode", episode)
+                   | ("called", result) | ("refused", (error, text)) | ("error", traceback)
 """
 
 from __future__ import annotations
@@ -96,6 +98,9 @@ def work(pipe: Connection) -> None:
             if words[0] == "loop":
                 bench.loop = words[1]
                 return "ready", None
+            if words[0] == "call":
+                _, name, method, args = words
+                return "called", getattr(bench.task(name), method)(*args)
             return "episode", bench.run(words[1], ask)
         except (EOFError, OSError):
             raise

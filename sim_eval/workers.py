@@ -188,18 +188,7 @@ class Crew:
             self._replace(worker)
 
     def _hire(self) -> _Worker:
-        ours, theirs = socket.socketpair()
-        # Read when a library is first imported, so they are in place before the worker's first line.
-        process = subprocess.Popen(
-            [self._python, "-P", "-m", "wamserve.sim_eval.worker", str(theirs.fileno())],
-            env={**os.environ, **THREADS},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        worker = _Worker(process, Connection(ours.detach()))
-        worker.pipe.send((self._make, self._loop))
-        return worker
+        return _Worker(*start_worker(self._python, self._make, self._loop))
 
     def _replace(self, worker: _Worker) -> None:
         """A worker died: its job starts again, with a fresh one."""
@@ -220,6 +209,22 @@ class Crew:
         fresh = self._hire()
         self._workers.append(fresh)
         self._next(fresh)
+
+
+def start_worker(python: str, make: Make, loop: Loop | None) -> tuple[subprocess.Popen[bytes], Connection]:
+    """A simulator process, and the parent's end of its pipe."""
+    ours, theirs = socket.socketpair()
+    # Read when a library is first imported, so they are in place before the worker's first line.
+    process = subprocess.Popen(
+        [python, "-P", "-m", "wamserve.sim_eval.worker", str(theirs.fileno())],
+        env={**os.environ, **THREADS},
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+    )
+    theirs.close()
+    pipe = Connection(ours.detach())
+    pipe.send((make, loop))
+    return process, pipe
 
 
 def _task_of(job: Any) -> str:

@@ -218,7 +218,8 @@ def _after(moved: Scene, before: Scene, want: Want, period: float) -> Scene:
     """The hand and the object after a row: fingers move at their speed, a held object moves along."""
     told = min(max(before.gripper_told + (TOLD if want.closed else -TOLD), -1.0), 1.0)
     if want.closed:
-        at_object = float(np.linalg.norm(moved.eef_pos - moved.grasp_pos)) < 0.02
+        gap = np.abs(moved.eef_pos - moved.grasp_pos)
+        at_object = float(np.hypot(gap[0], gap[1])) < 0.02 and gap[2] < 0.03
         stop = moved.object_width if at_object or moved.grasped else 0.0
         width = max(moved.gripper_width - WIDTH_PER_S * period, stop)
         held = before.held_s + period if width <= stop + 1e-9 else 0.0

@@ -15,6 +15,8 @@ from wamserve.action_codec.gripper import (
 from wamserve.embodiments.contract import Embodiment
 
 OPEN_M = 0.08  # opening of the Panda hand, both fingers together
+THIN = 0.003  # m: fingers closer than this hold nothing
+RESTING = 0.005  # m/s of a finger that has been stopped
 
 
 def one_orientation(contract: Embodiment) -> str:
@@ -48,6 +50,15 @@ def told_closed(env: Any) -> float:
 def holds(env: Any, geoms: Any) -> bool:
     """Both fingers touch the object and have been told to close for long enough to press on it."""
     return told_closed(env) > 0.7 and bool(env._check_grasp(hand(env), geoms))
+
+
+def stopped_short(env: Any) -> bool:
+    """The fingers were told to close and came to rest with something between them."""
+    prefix, sim = _prefix(env), env.sim
+    left, right = (sim.model.get_joint_qpos_addr(f"{prefix}finger_joint{i}") for i in (1, 2))
+    speeds = [sim.data.get_joint_qvel(f"{prefix}finger_joint{i}") for i in (1, 2)]
+    apart = float(sim.data.qpos[left] - sim.data.qpos[right])
+    return told_closed(env) > 0.99 and apart > THIN and max(map(abs, speeds)) < RESTING
 
 
 def finger_axis(env: Any) -> np.ndarray:

@@ -29,6 +29,7 @@ logging.getLogger("robosuite_logs").setLevel(logging.WARNING)
 Scene = dict[str, np.ndarray]
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand", "frontview": "frontview"}
 HAND_REACH, HAND_DEPTH = 0.09, 0.05  # m: where an open hand around one cube meets the centre of another
+CAN_NEARER = 0.075  # m from the middle of the can's quarter of the bin; a can is 5 cm wide
 JOINT_KP = 400.0  # tracks a 3 s sine within 0.03 rad; robosuite's 50 within 0.10
 
 
@@ -90,6 +91,8 @@ def _can(env: Any) -> Scene:
     body, can = env.obj_body_id["Can"], env.objects[env.object_id]
     position = np.array(env.sim.data.body_xpos[body])
     bin_pos = np.array(env.target_bin_placements[env.object_id])
+    base = env.sim.data.body_xpos[env.sim.model.body_name2id("robot0_base")]
+    nearer = (base - bin_pos)[:2] / np.linalg.norm((base - bin_pos)[:2])  # the middle is out of reach
     width = 2 * float(can.horizontal_radius)
     inside = not env.not_in_bin(position, env.object_id)
     return {
@@ -97,8 +100,8 @@ def _can(env: Any) -> Scene:
         "grasp_axis": panda.finger_axis(env),  # round: any direction does
         "object_width": np.array([width]),
         "grasped": np.array([float(panda.holds(env, can))]),
-        "travel_z": np.array([bin_pos[2] + 0.30]),
-        "place_pos": bin_pos + [0.0, 0.0, 0.10],
+        "travel_z": np.array([bin_pos[2] + 0.26]),
+        "place_pos": bin_pos + [*(CAN_NEARER * nearer), 0.10],
         "placed": np.array([float(inside)]),
     }
 
