@@ -39,7 +39,9 @@ def successes(name, contract, policy, count=3, horizon=8, **loop):
 
 
 @pytest.mark.parametrize("contract", ["panda_joint", "panda_osc"])
-@pytest.mark.parametrize("name", ["robosuite/Lift", "robosuite/Stack", "two_cubes/green"])
+@pytest.mark.parametrize(
+    "name", ["robosuite/Lift", "robosuite/Stack", "robosuite/PickPlaceCan", "two_cubes/green"]
+)
 def test_the_oracle_solves_the_task_at_any_horizon(name, contract):
     oracle = oracle_for(name, load(contract))
     assert all(successes(name, contract, oracle))
