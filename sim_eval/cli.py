@@ -92,7 +92,7 @@ def eval_verb(
         executor=executor,
         max_steps=max_steps,
         instruction=instruction,
-        python=python or sys.executable,
+        python=str(Path(python).absolute()) if python else sys.executable,
     )
     try:
         if sweep:

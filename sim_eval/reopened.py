@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Literal
 
 from wamserve.action_codec.errors import RunError
 from wamserve.embodiments.contract import Embodiment, load, names
+from wamserve.sim_eval.remote_task import RemoteTask
 from wamserve.sim_eval.score import OpenTask
 from wamserve.sim_eval.store import RunStore
 from wamserve.sim_eval.task import Task, TaskSpec
@@ -32,34 +32,28 @@ def contract_of(store: RunStore) -> Embodiment | None:
     return embodiment
 
 
-def opener(store: RunStore, frames: FrameSource) -> OpenTask | None:
-    """Makes the run's tasks, under the interpreter that its workers had; None where nothing is rendered."""
+def opener(store: RunStore, frames: FrameSource, python: str | None = None) -> OpenTask | None:
+    """Makes the run's tasks, in processes of `python` where one is named; None where nothing is rendered."""
     if frames == "seen":
         return None
     contract = contract_of(store)
-    python = str(store.info.config.get("python") or sys.executable)
-    if not Path(python).exists():  # recorded on another machine
-        python = sys.executable
 
     def open_task(spec: TaskSpec) -> Task:
         profile: Literal["full", "fast"] = "fast" if spec.render_profile == "fast" else "full"
         make = MakeTask(contract.name if contract else None, profile, spec.max_steps, spec.instruction)
-        if python == sys.executable:
-            task = make(spec.name)
-        else:
-            from wamserve.sim_eval.remote_task import RemoteTask
-
-            task = RemoteTask(python, make, spec.name)
+        task = RemoteTask(python, make, spec.name) if python else make(spec.name)
         if task.spec != spec:
             recorded, here = ({**vars(s)} for s in (spec, task.spec))
             fields = [
                 f"{k}: {recorded[k]!r} recorded, {here[k]!r} here" for k in here if recorded[k] != here[k]
             ]
             task.close()
+            recorder = str(store.info.config.get("python", ""))
+            elsewhere = recorder not in ("", python or sys.executable)
             raise RunError(
                 f"{spec.name} is not the task that was recorded",
                 seen="; ".join(fields),
-                fix="--frames seen, which needs no simulator",
+                fix=f"--python {recorder}" if elsewhere else "--frames seen, which needs no simulator",
             )
         task.reset(0, 0)  # the order of calls is reset first; every recorded state is restored on top
         return task

@@ -22,6 +22,7 @@ def score(
     run: Annotated[Path, tyro.conf.Positional],
     frames: FrameSource = "rendered",
     verify: bool = False,
+    python: str | None = None,
 ) -> int:
     """Compute every score of RUN again from its recordings, and write RUN/scores.json.
 
@@ -30,13 +31,14 @@ def score(
         frames: rendered: executed frames from the recorded simulator states, every control step.
             seen: only what the policy saw at its queries; needs no simulator.
         verify: also judge success again from the last recorded state of every episode.
+        python: interpreter of the simulators, where `wam eval --python` recorded under another.
     """
     from wamserve.sim_eval.score_text import save_scores, summary
     from wamserve.sim_eval.store import RunStore
 
     with RunStore.open(run) as store:
         print(f"scoring {run}: {store.info.protocol.suite}, {store.info.status}")
-        result = score_store(store, frames, verify)
+        result = score_store(store, frames, verify, python)
     save_scores(run / "scores.json", result)
     print("\n".join(summary(result)))
     print(f"scores: {run / 'scores.json'}")
@@ -162,6 +164,7 @@ def view(
     frames: FrameSource = "rendered",
     videos: int = 24,
     out: Path | None = None,
+    python: str | None = None,
 ) -> int:
     """Write RUN/report.html, one self-contained page; of several runs, an index page over them as well.
 
@@ -170,6 +173,7 @@ def view(
         frames: rendered: videos of every control step. seen: one frame per query; needs no simulator.
         videos: episodes shown in full, failures first.
         out: where the page goes; default: report.html in the run, index.html beside several runs.
+        python: interpreter of the simulators, where `wam eval --python` recorded under another.
     """
     from wamserve.action_codec.errors import RunError
     from wamserve.sim_eval.index import index_page
@@ -183,8 +187,8 @@ def view(
     scored = []
     for folder in folders:
         with RunStore.open(folder) as store:
-            result = score_store(store, frames)
-            page = run_page(store, result, contract_of(store), opener(store, frames), videos)
+            result = score_store(store, frames, python=python)
+            page = run_page(store, result, contract_of(store), opener(store, frames, python), videos)
             target = out if out is not None and single else folder / "report.html"
             print(f"report: {write_page(target, page)}")
             scored.append((store.info, result, target))
@@ -201,26 +205,29 @@ def find_runs(path: Path) -> list[Path]:
     return sorted(inner.parent for inner in path.glob("*/run.json"))
 
 
-def score_store(store: RunStore, frames: FrameSource, verify: bool = False) -> RunScore:
+def score_store(
+    store: RunStore, frames: FrameSource, verify: bool = False, python: str | None = None
+) -> RunScore:
     """Scores of an open run; the simulator is started only where something must be rendered."""
     from wamserve.sim_eval.score import score_run
 
-    return score_run(store, contract_of(store), opener(store, frames), verify)
+    return score_run(store, contract_of(store), opener(store, frames, python), verify)
 
 
-def export(run: Annotated[Path, tyro.conf.Positional], out: Path) -> int:
+def export(run: Annotated[Path, tyro.conf.Positional], out: Path, python: str | None = None) -> int:
     """Write RUN's recorded episodes as a LeRobot v3 data set.
 
     Args:
         run: run directory with recordings.
         out: folder of the data set; must be absent or empty.
+        python: interpreter of the simulators, where `wam eval --python` recorded under another.
     """
     from wamserve.action_codec.errors import RunError
     from wamserve.sim_eval.lerobot_export import export_run
     from wamserve.sim_eval.store import RunStore
 
     with RunStore.open(run) as store:
-        contract, open_task = contract_of(store), opener(store, "rendered")
+        contract, open_task = contract_of(store), opener(store, "rendered", python)
         if contract is None or open_task is None:
             raise RunError(f"{run} has no contract that names its columns", seen=store.info.protocol.contract)
         print(f"exporting {run} as LeRobot v3, frames rendered again")

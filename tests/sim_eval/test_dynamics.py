@@ -202,7 +202,9 @@ def test_verbs_score_view_compare_export_and_score_the_export_again(toys, tmp_pa
     for name, rows in (("a", [1, 0, 1]), ("b", [1, 1, 1])):
         toys.toy_run(tmp_path / name, {"toy/Push": rows}, policy=name, horizon=6, steps=20).close()
     monkeypatch.setattr(
-        results_cli, "opener", lambda store, frames: None if frames == "seen" else toys.ToyTask
+        results_cli,
+        "opener",
+        lambda store, frames, python=None: None if frames == "seen" else toys.ToyTask,
     )
     assert results_cli.score(tmp_path / "a") == 0
     assert json.loads((tmp_path / "a/scores.json").read_text())["successes"] == 2

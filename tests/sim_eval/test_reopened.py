@@ -74,20 +74,26 @@ def test_a_simulator_that_dies_is_an_error_and_no_wait(remote):
         remote.render()
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_run_is_judged_again_by_the_tasks_it_was_made_of(tmp_path, monkeypatch, elsewhere):
+@pytest.mark.parametrize("python", [None, sys.executable])
+def test_a_run_is_judged_again_by_the_tasks_it_was_made_of(tmp_path, python):
     evaluate(PLAN, tmp_path / "run")
-    if elsewhere:  # this is no longer the interpreter that recorded it
-        recorded = sys.executable
-        monkeypatch.setattr(sys, "executable", "/another/python")
-        assert recorded != sys.executable
     with RunStore.open(tmp_path / "run") as store:
         (spec,) = store.info.protocol.tasks
         assert (spec.max_steps, spec.instruction) == (6, "leave the T alone")
-        task = opener(store, "rendered")(spec)
-        assert isinstance(task, RemoteTask) is elsewhere
+        task = opener(store, "rendered", python)(spec)
+        assert isinstance(task, RemoteTask) is (python is not None)
         task.close()
-        assert score_store(store, "rendered", verify=True).episodes == 1
-        with pytest.raises(RunError, match=r"rate_hz: 20 recorded, 10\S* here"):
-            opener(store, "rendered")(replace(spec, rate_hz=20))
+        assert score_store(store, "rendered", verify=True, python=python).episodes == 1
+        with pytest.raises(RunError, match=r"rate_hz: 20 recorded, 10\S* here.*--frames seen"):
+            opener(store, "rendered", python)(replace(spec, rate_hz=20))
         assert opener(store, "seen") is None
+
+
+def test_a_run_of_another_interpreter_says_which_and_starts_nothing_by_itself(tmp_path, monkeypatch):
+    evaluate(PLAN, tmp_path / "run")
+    recorder = sys.executable
+    monkeypatch.setattr(sys, "executable", "/another/python")
+    with RunStore.open(tmp_path / "run") as store:
+        (spec,) = store.info.protocol.tasks
+        with pytest.raises(RunError, match=f"try: --python {recorder}"):
+            opener(store, "rendered")(replace(spec, simulator="another"))
