@@ -15,7 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from wamserve.action_codec import errors
 from wamserve.action_codec.errors import TaskError, WamError
 
-PACKAGES = ("wamserve", "numpy", "mujoco", "robosuite", "hf-libero", "gym-pusht", "pymunk", "gymnasium")
+COMMON = ("wamserve", "numpy")
+ROBOSUITE = ("mujoco", "robosuite")
+PHYSICS = {  # suite -> what else its scores depend on; the rest are LIBERO's
+    "robosuite": ROBOSUITE,
+    "two_cubes": ROBOSUITE,
+    "pusht": ("gymnasium", "gym-pusht", "pymunk"),
+    "gym": ("gymnasium", "mujoco"),
+}
+LIBERO = (*ROBOSUITE, "hf-libero")
 
 
 @dataclass(frozen=True)
@@ -23,20 +31,21 @@ class Survey:
     """What is found under one interpreter."""
 
     tasks: tuple[str, ...]  # names of the target's tasks, in order
-    versions: dict[str, str]  # package -> version, of those that are there
+    versions: dict[str, str]  # package -> version, of those the target's scores depend on
 
 
 def here(target: str) -> Survey:
     """Under this interpreter."""
     from wamserve.sim_eval import catalog
 
+    tasks = tuple(catalog.task_names(target))
     versions = {}
-    for package in PACKAGES:
+    for package in (*COMMON, *PHYSICS.get(target.partition("/")[0], LIBERO)):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return Survey(tuple(catalog.task_names(target)), versions)
+    return Survey(tasks, versions)
 
 
 def of(python: str, target: str) -> Survey:

@@ -265,6 +265,7 @@ def test_workers_under_another_interpreter_bring_its_tasks_and_versions(tmp_path
         evaluate(replace(plan, python=python), tmp_path / name)
         with RunStore.open(tmp_path / name) as run:
             theirs[name] = dict(run.info.protocol.versions)
+    assert set(theirs["here"]) == {"wamserve", "numpy", "gymnasium", "gym-pusht", "pymunk"}
     assert theirs["there"].pop("pymunk") == "6.0.0" != theirs["here"].pop("pymunk")
     assert theirs["there"] == theirs["here"]
     with pytest.raises(TaskError, match="at least one worker"):
