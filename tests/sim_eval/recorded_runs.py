@@ -1,5 +1,7 @@
 """Makes whole run directories out of a toy task whose every number is known: a square on a grey floor."""
 
+import sys
+
 import numpy as np
 
 from wamserve.embodiments.contract import load
@@ -131,3 +133,34 @@ class ToyTask:
 
     def close(self):
         self.closed = True
+
+
+def contents(path):
+    """Everything a run says, timings apart."""
+    with RunStore.open(path) as run:
+        rows = [
+            (row.key, row.seed, row.success, row.steps, row.final_progress, row.max_progress)
+            for row in run.episodes()
+        ]
+        arrays = [run.recording(row) for row in run.episodes()]
+        asked = [[(c.step, c.ready, c.seed, c.rows_used) for c in run.chunks(r.id)] for r in run.episodes()]
+    return rows, arrays, asked
+
+
+def same(path, other):
+    """Asserts that two runs say the same."""
+    a, b = contents(path), contents(other)
+    assert a[0] == b[0]
+    assert a[2] == b[2]
+    for left, right in zip(a[1], b[1], strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def command(run, episodes, workers=0):
+    """A short evaluation as a person types it."""
+    return [
+        *(sys.executable, "-m", "wam", "eval", "pusht", "--policy", "noop", "--episodes", str(episodes)),
+        *("--workers", str(workers), "--max-steps", "24", "--replan-horizon", "4", "--run", str(run)),
+    ]

@@ -1,7 +1,6 @@
 """Whole runs on PushT, the quickest simulator: resuming, killing, worker counts."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import venv
 from dataclasses import replace
 
 import numpy as np
-import psutil
 import pytest
 
 from wamserve.action_codec.errors import ContractError, RunError, TaskError
@@ -40,39 +38,18 @@ PLAN = Plan(
 )
 
 
-def contents(path):
-    """Everything a run says, timings apart."""
-    with RunStore.open(path) as run:
-        rows = [
-            (row.key, row.seed, row.success, row.steps, row.final_progress, row.max_progress)
-            for row in run.episodes()
-        ]
-        arrays = [run.recording(row) for row in run.episodes()]
-        asked = [[(c.step, c.ready, c.seed, c.rows_used) for c in run.chunks(r.id)] for r in run.episodes()]
-    return rows, arrays, asked
-
-
-def same(a, b):
-    assert a[0] == b[0]
-    assert a[2] == b[2]
-    for left, right in zip(a[1], b[1], strict=True):
-        assert left.keys() == right.keys()
-        for name in left:
-            np.testing.assert_array_equal(left[name], right[name], err_msg=name)
-
-
-def test_results_do_not_depend_on_the_number_of_workers(tmp_path):
+def test_results_do_not_depend_on_the_number_of_workers(toys, tmp_path):
     plan = replace(PLAN, policy="oracle", episodes=3)
     for workers in (0, 1, 2):
         evaluate(replace(plan, workers=workers), tmp_path / str(workers))
-    same(contents(tmp_path / "0"), contents(tmp_path / "1"))
-    same(contents(tmp_path / "0"), contents(tmp_path / "2"))
+    toys.same(tmp_path / "0", tmp_path / "1")
+    toys.same(tmp_path / "0", tmp_path / "2")
 
 
-def test_seeds_change_initial_states_and_repeats_share_them(tmp_path):
+def test_seeds_change_initial_states_and_repeats_share_them(toys, tmp_path):
     evaluate(replace(PLAN, episodes=4, repeats=2), tmp_path / "a")
     evaluate(replace(PLAN, episodes=4, repeats=2, seed=1), tmp_path / "b")
-    (rows, arrays, _), (_, others, _) = contents(tmp_path / "a"), contents(tmp_path / "b")
+    (rows, arrays, _), (_, others, _) = toys.contents(tmp_path / "a"), toys.contents(tmp_path / "b")
     assert [row[0][1:] for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     starts = [array["sim_states"][0] for array in arrays]
     np.testing.assert_array_equal(starts[0], starts[1])
@@ -114,7 +91,7 @@ def test_an_unknown_task_is_refused_with_the_nearest():
         evaluate(replace(PLAN, target="push"))
 
 
-def test_a_simulator_that_dies_has_its_episode_run_again(tmp_path):
+def test_a_simulator_that_dies_has_its_episode_run_again(toys, tmp_path):
     from wamserve.sim_eval import workers
 
     killed = []
@@ -133,7 +110,7 @@ def test_a_simulator_that_dies_has_its_episode_run_again(tmp_path):
         workers.Crew._answer = original
     assert killed
     evaluate(PLAN, tmp_path / "quiet")
-    same(contents(tmp_path / "quiet"), contents(tmp_path / "run"))
+    toys.same(tmp_path / "quiet", tmp_path / "run")
 
 
 class Counting(NoopPolicy):
@@ -152,7 +129,7 @@ class Counting(NoopPolicy):
         return [NoopPolicy.infer(self, request) for request in requests]
 
 
-def test_the_questions_of_all_workers_gather_into_one_batch(tmp_path):
+def test_the_questions_of_all_workers_gather_into_one_batch(toys, tmp_path):
     from wamserve.embodiments.contract import load
 
     policy, quiet = Counting(load("pusht")), NoopPolicy(load("pusht"))
@@ -164,7 +141,7 @@ def test_the_questions_of_all_workers_gather_into_one_batch(tmp_path):
     assert max(batch) == max(policy.batches) == 3
     assert sum(policy.batches) / len(policy.batches) > 1.5  # 3 where every worker has a core to itself
     evaluate(plan, tmp_path / "alone", policy=quiet)
-    same(contents(tmp_path / "alone"), contents(tmp_path / "run"))
+    toys.same(tmp_path / "alone", tmp_path / "run")
 
 
 def test_deterministic_mode_asks_singly_unless_the_policy_says_batches_change_nothing(tmp_path):
@@ -181,73 +158,6 @@ def test_deterministic_mode_asks_singly_unless_the_policy_says_batches_change_no
     policy = Undeclared(load("pusht"))
     evaluate(replace(PLAN, workers=2, episodes=2), tmp_path / "run", policy=policy)
     assert set(policy.batches) == {1}
-
-
-def command(run, episodes, workers=0):
-    return [
-        *(sys.executable, "-m", "wam", "eval", "pusht", "--policy", "noop", "--episodes", str(episodes)),
-        *("--workers", str(workers), "--max-steps", "24", "--replan-horizon", "4", "--run", str(run)),
-    ]
-
-
-def wait_gone(processes, patience_s=60):
-    until = time.monotonic() + patience_s
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
-        assert time.monotonic() < until, "a worker outlives its command"
-        time.sleep(0.01)
-
-
-def killed_and_resumed(tmp_path, kills, episodes, workers):
-    """Every second kill falls anywhere in a start-up, the others soon after an episode.
-
-    With workers, one kill in three takes a worker first, which is no end of the run, and then the rest.
-    """
-    quiet, run, chance = tmp_path / "quiet", tmp_path / "run", random.Random(0)
-    began = time.monotonic()
-    assert subprocess.run(command(quiet, 1, workers), capture_output=True).returncode == 0
-    startup_s = time.monotonic() - began
-    assert subprocess.run(command(tmp_path / "whole", episodes), capture_output=True).returncode == 0
-
-    def recorded():
-        return len(list((run / "episodes").glob("*.npz")))
-
-    seen = 0
-    for kill in range(kills):
-        process = psutil.Popen(
-            command(run, episodes, workers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        until = time.monotonic() + (60 if kill % 2 else chance.uniform(0, startup_s))
-        while recorded() <= seen and time.monotonic() < until:
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.1) if kill % 2 else 0)
-        children = process.children(recursive=True)
-        if children and kill % 3 == 1:
-            chance.choice(children).send_signal(signal.SIGKILL)
-            time.sleep(chance.uniform(0, 0.1))
-            children = [*children, *process.children(recursive=True)]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        wait_gone(children)
-        assert process.returncode == -signal.SIGKILL, "this kill came too late to matter"
-        seen = recorded()
-    assert 0 < seen < episodes
-    done = subprocess.run(command(run, episodes, workers), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    same(contents(tmp_path / "whole"), contents(run))
-    with RunStore.open(run) as store:
-        assert store.finished
-        assert len(store.episodes()) == len(store.done()) == episodes
-
-
-def test_three_kills_lose_nothing_and_repeat_nothing(tmp_path):
-    killed_and_resumed(tmp_path, 3, 80, workers=0)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("workers", [0, 2])
-def test_twenty_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path, workers):
-    killed_and_resumed(tmp_path, 20, 400, workers)
 
 
 def test_workers_under_another_interpreter_bring_its_tasks_and_versions(tmp_path):
@@ -276,10 +186,10 @@ def test_workers_under_another_interpreter_bring_its_tasks_and_versions(tmp_path
         evaluate(replace(plan, python="/bin/false"))
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(toys, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(
-        command(run, 200),
+        toys.command(run, 200),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -298,8 +208,8 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):
         assert not store.finished
 
 
-def test_the_first_line_says_what_runs_and_the_last_where_it_lies(tmp_path):
-    done = subprocess.run(command(tmp_path / "run", 2), capture_output=True, text=True)
+def test_the_first_line_says_what_runs_and_the_last_where_it_lies(toys, tmp_path):
+    done = subprocess.run(toys.command(tmp_path / "run", 2), capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     assert lines[0].startswith("wam eval: pusht, 2 episodes a task by noop")
     assert lines[-1] == f"run: {tmp_path / 'run'}"
@@ -308,12 +218,12 @@ def test_the_first_line_says_what_runs_and_the_last_where_it_lies(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_ray_cluster_runs_the_same_episodes_to_the_same_results(tmp_path):
+def test_a_ray_cluster_runs_the_same_episodes_to_the_same_results(toys, tmp_path):
     pytest.importorskip("ray")
     plan = replace(PLAN, policy="noop", episodes=3, workers=2)
     evaluate(replace(plan, executor="ray"), tmp_path / "ray")
     evaluate(replace(plan, workers=0), tmp_path / "here")
-    same(contents(tmp_path / "here"), contents(tmp_path / "ray"))
+    toys.same(tmp_path / "here", tmp_path / "ray")
 
 
 class LearnedFast(NoopPolicy):

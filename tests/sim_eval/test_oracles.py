@@ -13,8 +13,9 @@ from wamserve.action_codec.errors import RequestError, TaskError
 from wamserve.clients.policy import Observation, Request
 from wamserve.embodiments.contract import load
 from wamserve.sim_eval import catalog
-from wamserve.sim_eval.check_task import Broken, action_mistakes, check_task, image_mistakes
+from wamserve.sim_eval.check_task import check_task
 from wamserve.sim_eval.evaluate import evaluate
+from wamserve.sim_eval.mistakes import Broken, action_mistakes, image_mistakes
 from wamserve.sim_eval.oracles.pick_place import Scene, decide, turn_between
 from wamserve.sim_eval.oracles.policy import oracle_for
 from wamserve.sim_eval.oracles.seeing import SeeingPolicy, find, on_table
