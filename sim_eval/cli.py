@@ -122,9 +122,12 @@ def check_task_verb(
     """
     from rich.console import Console
 
+    from wamserve.action_codec.errors import TaskError
     from wamserve.sim_eval import catalog
     from wamserve.sim_eval.check_task import check_task
 
+    if not names:
+        raise TaskError("no task was named", expected=", ".join(catalog.SUITES), fix="wam check task pusht")
     console = Console(highlight=False)
     tasks = [task for name in names for task in catalog.task_names(name)]
     console.print(f"wam check task: {', '.join(tasks)}, {episodes} episodes a check", soft_wrap=True)

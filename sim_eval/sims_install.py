@@ -83,7 +83,10 @@ def install(
             )
     if simulator == "libero" and assets and not dry_run:
         fetch_assets()
-    print(f"use it: wam eval libero_object --python {python} ..." if own else f"installed into {sys.prefix}")
+    if own:
+        print(f"use it: wam eval libero_object --python {python} ...")
+    elif not dry_run:
+        print(f"installed into {sys.prefix}")
     return 0
 
 

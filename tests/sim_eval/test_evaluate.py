@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from wamserve.action_codec.errors import ContractError, RunError, TaskError
+from wamserve.sim_eval.cli import check_task_verb
 from wamserve.sim_eval.clock import Latency
 from wamserve.sim_eval.evaluate import Plan, evaluate
 from wamserve.sim_eval.policies import NoopPolicy
@@ -158,6 +159,11 @@ def test_deterministic_mode_asks_singly_unless_the_policy_says_batches_change_no
     policy = Undeclared(load("pusht"))
     evaluate(replace(PLAN, workers=2, episodes=2), tmp_path / "run", policy=policy)
     assert set(policy.batches) == {1}
+
+
+def test_checking_nothing_is_not_a_pass():
+    with pytest.raises(TaskError, match="no task was named"):
+        check_task_verb(())
 
 
 def test_workers_under_another_interpreter_bring_its_tasks_and_versions(tmp_path):
