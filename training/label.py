@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +25,7 @@ from wamserve.sim_eval.render import Profile
 from wamserve.sim_eval.seeds import derive
 from wamserve.sim_eval.task import Task
 from wamserve.training.columns import columns_from_rows
+from wamserve.training.crew import crew
 from wamserve.training.demonstrate import disturbance_for
 from wamserve.training.language import paraphrase
 from wamserve.training.prepare import load_vae
@@ -176,9 +175,7 @@ def _pool(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
     if not workers:
         yield map
         return
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with crew(workers) as pool:
         yield pool.map
 
 

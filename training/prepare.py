@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from wamserve.embodiments.canvas import Fit, fit_frame
 from wamserve.embodiments.contract import Embodiment
 from wamserve.embodiments.units import chunk_normalizer
 from wamserve.policy_server.world_model.vae import VideoVAE, crop_content
+from wamserve.training.crew import crew
 from wamserve.training.prepared import Meta, Window, latents_file, write_windows
 from wamserve.training.vae import open_vae
 
@@ -117,9 +117,7 @@ def _encoded(
         for cut in cuts:
             yield cut, _encode_windows(vae_folder, cut.pixels, cut.starts, chunk, cut.fit)
         return
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with crew(workers) as pool:
         running: deque[tuple[_Cut, Future[np.ndarray]]] = deque()
         for cut in cuts:
             job = pool.submit(_encode_windows, vae_folder, cut.pixels, cut.starts, chunk, cut.fit)

@@ -173,7 +173,12 @@ def train_vae(
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         if state["recipe"] != json.dumps(asdict(recipe)):
-            raise ValueError(f"{state_path} was made by another recipe: {state['recipe']}")
+            raise WamError(
+                f"{state_path} was made by another recipe",
+                seen=state["recipe"],
+                expected=json.dumps(asdict(recipe)),
+                fix="another --out",
+            )
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]

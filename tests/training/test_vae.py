@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,29 @@ def test_second_stage_goes_on_from_the_first(clips, tmp_path):
 
     first = AutoencoderKLWan.from_pretrained(tmp_path / "a").float()
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_decoder_alone_leaves_the_encoder_and_the_scale_of_its_latents_as_they_were(clips, tmp_path):
+    torch.set_num_threads(1)
+    first = train_vae(TINY, [clips], tmp_path / "a", lambda line: None)
+    alone = replace(TINY, start=str(tmp_path / "a"), decoder_only=True, learning_rate=1e-2)
+    second = train_vae(alone, [clips], tmp_path / "b", lambda line: None)
+    moved = {
+        name.partition(".")[0]
+        for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert moved == {"decoder", "post_quant_conv"}
+    assert second.config["latents_mean"] == first.config["latents_mean"]
+    assert second.config["latents_std"] == first.config["latents_std"]
+    with pytest.raises(WamError, match="keeps an encoder"):
+        replace(alone, start="")
+
+
+def test_folder_of_another_recipe_is_refused(clips, tmp_path):
+    train_vae(TINY, [clips], tmp_path, lambda line: None)
+    with pytest.raises(WamError, match="made by another recipe"):
+        train_vae(replace(TINY, steps=3), [clips], tmp_path, lambda line: None)
 
 
 def test_folder_without_a_vae_is_refused_and_not_looked_for_elsewhere(tmp_path):
