@@ -12,6 +12,6 @@ from wamserve.training.crew import crew
 
 
 def test_killed_worker_ends_the_work_in_words():
-    with pytest.raises(RunError, match="a worker was killed.*fewer --workers"), crew(1) as pool:
+    with pytest.raises(RunError, match=r"a worker was killed.*fewer --workers"), crew(1) as pool:
         assert pool.submit(os.getppid).result() == os.getpid()
         list(pool.map(os.kill, [pool.submit(os.getpid).result()], [signal.SIGKILL]))
