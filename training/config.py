@@ -93,6 +93,7 @@ class TrainConfig:
     optimizer: Optimizer = field(default_factory=Optimizer)
     trainable: Trainable = field(default_factory=Trainable)
     card: Card = field(default_factory=Card)
+    vae: str = ""  # folder of a VAE for the finished checkpoint, of the same encoder; "": that of `start`
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"  # of the forward pass; weights and optimizer stay fp32
     gradient_checkpointing: bool = False
@@ -125,7 +126,7 @@ class TrainConfig:
     def fingerprint(self) -> str:
         """What must be equal for a state to be resumed."""
         table = dataclasses.asdict(self)
-        for free in ("out", "card", "stored", "save_every", "log_every", "validate_every"):
+        for free in ("out", "card", "stored", "vae", "save_every", "log_every", "validate_every"):
             table.pop(free)
         return json.dumps(table, sort_keys=True)
 
@@ -149,6 +150,7 @@ def load(path: Path | str) -> TrainConfig:
         config,
         start=near(config.start),
         out=near(config.out),
+        vae=near(config.vae) if config.vae else "",
         data=tuple(dataclasses.replace(d, prepared=near(d.prepared)) for d in config.data),
     )
 

@@ -30,12 +30,17 @@ SHARD_BYTES = 4 << 30
 
 
 def export_checkpoint(
-    network: WorldModel, source: Checkpoint, folder: Path, ranks: Ranks, dtype: torch.dtype | None = None
+    network: WorldModel,
+    source: Checkpoint,
+    folder: Path,
+    ranks: Ranks,
+    dtype: torch.dtype | None = None,
+    vae: Path | None = None,
 ) -> Path:
     """A diffusers-format folder: the network's weights, and the source's for all that serving never reads.
 
-    `dtype` None keeps each tensor's stored dtype. Every rank must call; rank 0 writes. One shard of
-    weights is in memory at a time.
+    `dtype` None keeps each tensor's stored dtype; `vae` goes in place of the source's. Every rank must call;
+    rank 0 writes. One shard of weights is in memory at a time.
     """
     weights = dict(network.named_parameters())
     if ranks.first:
@@ -43,6 +48,11 @@ def export_checkpoint(
         for part in ("vae", "text_tokenizer", "scheduler"):
             if (source.folder / part).is_dir():
                 shutil.copytree(source.folder / part, folder / part, dirs_exist_ok=True)
+        if vae is not None:
+            shutil.rmtree(folder / "vae")
+            (folder / "vae").mkdir()
+            for file in (vae / "config.json", *vae.glob("*.safetensors*")):
+                shutil.copy(file, folder / "vae")
         shutil.copy(source.folder / "model_index.json", folder)
         (folder / "transformer").mkdir(exist_ok=True)
         shutil.copy(source.folder / "transformer" / "config.json", folder / "transformer")

@@ -33,7 +33,7 @@ from wamserve.training.parameters import (
     prepare_parameters,
     set_learning_rate,
 )
-from wamserve.training.prepared import Prepared, Samples, contract_name, open_prepared
+from wamserve.training.prepared import Prepared, Samples, contract_name, open_prepared, vae_hash
 from wamserve.training.ranks import Ranks, average_gradients, join_ranks, local, shard
 
 TRAIN_STREAM, VALIDATION_STREAM, DATA_STREAM = 0, 1, 2  # second number of every random seed
@@ -65,6 +65,11 @@ class Trainer:
         self.out = Path(config.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.checkpoint: Checkpoint = open_checkpoint(config.start)
+        if config.vae and vae_hash(Path(config.vae)) != vae_hash(self.checkpoint.vae_folder):
+            raise WamError(
+                f"the VAE in {config.vae} has another encoder than the one in {config.start}",
+                fix="a VAE that was trained with decoder_only",
+            )
         with torch.device("meta"):
             network = WorldModel(self.checkpoint.config)
         load_weights(network, self.checkpoint, ranks.device, torch.float32)
@@ -116,8 +121,9 @@ class Trainer:
         self.average.swap(self.network.named_parameters())
         merge_lora(self.network)
         folder = export_checkpoint(
-            self.network, self.checkpoint, self.out / "checkpoint", self.ranks, STORED[self.config.stored]
-        )
+            self.network, self.checkpoint, self.out / "checkpoint", self.ranks, STORED[self.config.stored],
+            Path(self.config.vae) if self.config.vae else None,
+        )  # fmt: skip
         if self.ranks.first:
             profiles = {data.meta.render_profile for data in self.data}
             export_card(

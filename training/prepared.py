@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from safetensors import safe_open
 
 from wamserve.action_codec.errors import WamError
 from wamserve.embodiments.canvas import Fit
@@ -211,8 +212,17 @@ def _meta(folder: Path) -> dict[str, Any]:
 
 
 def vae_hash(folder: Path) -> str:
-    """sha256 over the VAE's configuration and weights as they lie on disk."""
+    """sha256 over what latents depend on: the VAE's configuration and its encoder. Another decoder is the
+    same VAE to them."""
+    if not (folder / "config.json").is_file():
+        raise WamError(f"no VAE in {folder}", expected="config.json and weights", fix="wam train vae --help")
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    about = {name: value for name, value in config.items() if not name.startswith("_")}
+    digest.update(json.dumps(about, sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as weights:
+            for name in sorted(weights.keys()):
+                if name.startswith(("encoder.", "quant_conv.")):
+                    digest.update(name.encode() + weights.get_tensor(name).tobytes())
     return digest.hexdigest()

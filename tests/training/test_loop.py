@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from wamserve.action_codec.errors import WamError
 from wamserve.policy_server.card import CARD_FILE, read_card
+from wamserve.policy_server.world_model.checkpoint import open_checkpoint, weights_hash
 from wamserve.training.config import Data, Optimizer, Trainable, TrainConfig
 from wamserve.training.loop import samples_by_mode, train
 from wamserve.training.objective import Objective
@@ -203,6 +204,23 @@ def test_data_with_modes_of_its_own_is_learned_in_those_alone(config):
     assert read_card(folder / CARD_FILE).trained[0].modes == ("policy", "fd")
     drawn = samples_by_mode(both)
     assert drawn["fd"] + drawn["policy"] == 8 * config.batch and drawn["id"] == 0
+
+
+def test_finished_checkpoint_takes_another_decoder_and_no_other_encoder(config, start, tmp_path):
+    vae = tmp_path / "vae"
+    shutil.copytree(start / "vae", vae)
+    (file,) = vae.glob("*.safetensors")
+    weights = load_file(file)
+    weights["decoder.conv_in.bias"] += 1.0
+    save_file(weights, file)
+    folder = Path(train(replace(config, vae=str(vae)), quiet))
+    shipped = load_file(folder / "vae" / file.name)
+    assert torch.equal(shipped["decoder.conv_in.bias"], weights["decoder.conv_in.bias"])
+    assert read_card(folder / CARD_FILE).weights_sha256 == weights_hash(open_checkpoint(folder))
+    weights["encoder.conv_in.bias"] += 1.0
+    save_file(weights, file)
+    with pytest.raises(WamError, match="another encoder"):
+        train(replace(config, vae=str(vae), out=str(tmp_path / "other")), quiet)
 
 
 def test_what_a_killed_run_wrote_after_its_last_state_is_not_kept_twice(config, monkeypatch):
