@@ -171,7 +171,9 @@ def test_workers_under_another_interpreter_bring_its_tasks_and_versions(tmp_path
     home, theirs = tmp_path / "env", {}
     venv.create(home, symlinks=True)
     (site,) = home.glob("lib/python*/site-packages")
-    (site / "here.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
+    # addsitedir, unlike a mere path, also follows the links of editable packages.
+    found = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "here.pth").write_text("\n".join(f"import site; site.addsitedir({path!r})" for path in found))
     (site / "pymunk-6.0.0.dist-info").mkdir()
     (site / "pymunk-6.0.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: pymunk\nVersion: 6.0.0\n"
