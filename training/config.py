@@ -187,6 +187,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise WamError(f"{where}: not one of the choices", seen=value, expected=", ".join(map(str, args)))
         return value
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise WamError(f"{where}: wrong type", seen=repr(value), expected="a table")
+        return {key: _value(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool) and type(value) is not hint:

@@ -91,6 +91,12 @@ class Trainer:
             open_prepared(Path(d.prepared), load(contract_name(Path(d.prepared))), self.checkpoint, d.reach)
             for d in config.data
         ]
+        for asked, found in zip(config.data, self.data, strict=True):
+            if found.still and set(asked.modes) - {"policy"}:
+                raise WamError(
+                    f"first frames in {asked.prepared} teach a policy only", seen=", ".join(asked.modes),
+                    expected="policy, or no modes",
+                )  # fmt: skip
         self.adam = make_optimizer(network, config.optimizer)
         self.average = Average(network.named_parameters(), config.optimizer.ema_decay)
         self.step = 0

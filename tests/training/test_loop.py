@@ -191,6 +191,9 @@ def test_first_frames_teach_a_policy_and_leave_the_video_alone(config, prepared,
     assert held_out["pusht"]["video"] > 0
     seen = {row["video"] > 0 for row in curve(both) if row["stream"] == "train"}
     assert seen == {True, False}
+    dynamics = replace(config, data=(Data(str(stills), modes={"fd": 1.0}),), out=str(tmp_path / "other"))
+    with pytest.raises(WamError, match="teach a policy only"):
+        train(dynamics, quiet)
 
 
 def test_data_with_modes_of_its_own_is_learned_in_those_alone(config):
