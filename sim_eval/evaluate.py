@@ -17,6 +17,7 @@ from wamserve.embodiments.contract import WireHalf
 from wamserve.sim_eval import catalog, policies, seeds, survey
 from wamserve.sim_eval.check_fit import check_fit
 from wamserve.sim_eval.clock import Latency
+from wamserve.sim_eval.interrupt import noticed
 from wamserve.sim_eval.policies import Facts
 from wamserve.sim_eval.protocol import LoopProtocol, PolicyIdentity, ProtocolCard
 from wamserve.sim_eval.render import Profile
@@ -205,12 +206,13 @@ def _run(
         images=facts.sighted,
         video=plan.video,
     )
-    with RunStore.create(run, card, _config(plan), len(items)) as store:
+    with RunStore.create(run, card, _config(plan), len(items)) as store, noticed() as check_interrupt:
         done = store.done()
         left = [item for item in items if (item.task, item.init, item.repeat) not in done]
         if not store.finished:
             for episode in _episodes(plan, bench, loop, policy, facts, left):
                 store.add(episode)
+                check_interrupt()
                 if watch:
                     rows = store.episodes()
                     watch(len(rows), len(items), sum(row.success for row in rows))
