@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--plain", action="store_true", help="the plain path and single switches too")
+    parser.add_argument("--plain", action="store_true", help="the plain path too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wamserve-bench-") as scratch:

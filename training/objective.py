@@ -61,8 +61,8 @@ def check_modes(modes: Mapping[Mode, float]) -> None:
     if unknown:
         raise WamError("unknown modes", seen=", ".join(unknown), expected=", ".join(get_args(Mode)))
     weights = list(modes.values())
-    if any(weight < 0 for weight in weights) or not sum(weights):
-        raise WamError("modes need weights >= 0 with a positive sum", seen=dict(modes))
+    if any(not 0 <= weight < np.inf for weight in weights) or not sum(weights):
+        raise WamError("modes need finite weights >= 0 with a positive sum", seen=dict(modes))
 
 
 def draw_modes(modes: Mapping[Mode, float], rng: np.random.Generator, batch: int) -> list[Mode]:

@@ -39,36 +39,25 @@ def attend_sliced(query: Tensor, keys: Tensor, values: Tensor, bucket: int, leng
 def attend_blocked(
     query: Tensor, keys: Tensor, values: Tensor, bucket: int, lengths: Sequence[int]
 ) -> Tensor:
-    """`attend_sliced` by `blocked`."""
-    out = torch.empty_like(query)
-    for row, length in enumerate(lengths):
-        mine, span = slice(row, row + 1), slice(bucket - length, None)
-        blocked(query[mine], keys[mine, :, span], values[mine, :, span], out[mine])
-    return out
-
-
-def blocked(query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor | None = None) -> None:
-    """Unmasked attention into `out`, for fp32 on one CPU thread, by oneDNN's matrix products: exact up to
-    rounding. lse [R, heads, N], where given, receives the log-sum-exp.
+    """`attend_sliced` for fp32 on one CPU thread, by oneDNN's matrix products: exact up to rounding.
 
     torch's flash kernel calls MKL for its products, which is half as fast on AMD. Blocks of queries keep the
     scores in cache. With more threads the short products spend their time at barriers.
     """
     rows, heads, tokens, size = query.shape
-    group = heads // key.shape[1]
+    group = heads // keys.shape[1]
     product = torch.ops.mkldnn._linear_pointwise
-    for row in range(rows):
-        for head in range(key.shape[1]):
-            scaled = key[row, head] * size**-0.5
-            turned = value[row, head].t().contiguous()
+    out = torch.empty(rows, heads, tokens, size)
+    for row, length in enumerate(lengths):
+        for head in range(keys.shape[1]):
+            key = keys[row, head, bucket - length :] * size**-0.5
+            value = values[row, head, bucket - length :].t().contiguous()
             for mine in range(head * group, (head + 1) * group):
                 for block in range(0, tokens, BLOCK):
                     span = (row, mine, slice(block, block + BLOCK))
-                    scores = product(query[span], scaled, None, "none", [], "")
-                    weights = torch.softmax(scores, dim=-1)
-                    out[span] = product(weights, turned, None, "none", [], "")
-                    if lse is not None:  # from the largest score, whose weight is never 0
-                        lse[span] = scores.amax(dim=-1) - weights.amax(dim=-1).log()
+                    weights = torch.softmax(product(query[span], key, None, "none", [], ""), dim=-1)
+                    out[span] = product(weights, value, None, "none", [], "")
+    return out
 
 
 def attend_merged(query: Tensor, keys: Tensor, values: Tensor, bucket: int, bias: Tensor) -> Tensor:
@@ -97,15 +86,6 @@ def flash(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
         return out, lse
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-    return out, lse
-
-
-def attend_own(query: Tensor, key: Tensor, value: Tensor, by_blocks: bool) -> tuple[Tensor, Tensor]:
-    """Generation's attention to itself and its log-sum-exp [R, heads, N] fp32, by `blocked` or `flash`."""
-    if not by_blocks:
-        return flash(query, key, value)
-    out, lse = torch.empty_like(query), torch.empty(query.shape[:-1])
-    blocked(query, key, value, out, lse)
     return out, lse
 
 

@@ -32,8 +32,7 @@ class Call:
     """Buffers of one key and the program over them.
 
     batched: guided steps run both branches in one batch. merged: attention takes prompt lengths from the
-    device. shares: the first layer runs once for both branches. ranks: two processes, a branch each, that
-    exchange velocities.
+    device. ranks: two processes, a branch each, that exchange velocities.
     """
 
     def __init__(
@@ -43,13 +42,12 @@ class Call:
         vae: VideoVAE,
         batched: bool,
         merged: bool,
-        shares: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
         network = tower.network[0]
         config, device, dtype = network.config, network.device, network.dtype
         self.key, self.tower, self.vae = key, tower, vae
-        self.batched, self.merged, self.shares, self.ranks = batched, merged, shares, ranks
+        self.batched, self.merged, self.ranks = batched, merged, ranks
         self.patch = config.latent_patch_size
         self.video_size = (key.shape.video_tokens(self.patch), config.patch_latent_dim)
         self.action_size = (key.shape.actions, config.action_dim)
@@ -209,8 +207,17 @@ class Call:
             mine = self.ranks.rank * batch
             own = self._forward(x, step, slice(mine, mine + batch), want_video)
             velocities = self._exchange(own)
+        elif self.batched:
+            video, action = self._forward(x.repeat(2, 1), step, slice(0, 2 * batch), want_video)
+            velocities = [
+                (None if video is None else video[half], None if action is None else action[half])
+                for half in (slice(0, batch), slice(batch, None))
+            ]
         else:
-            velocities = self._both(x, step, want_video)
+            velocities = [
+                self._forward(x, step, slice(branch * batch, (branch + 1) * batch), want_video)
+                for branch in (0, 1)
+            ]
         moves, target = self.split(self.moves), self.split(self.velocities[step])
         for which in (0, 1):
             cond = velocities[0][which]
@@ -231,33 +238,6 @@ class Call:
         return self.tower(
             video, action, self.time[step], self.rows.slice(rows), lengths, want_video, self.key.action_moves
         )
-
-    def _both(self, x: Tensor, step: int, want_video: bool) -> list[tuple[Tensor | None, Tensor | None]]:
-        """Velocities of both guidance branches, conditional first."""
-        batch = self.key.batch
-        halves = (slice(0, batch), slice(batch, 2 * batch))
-        groups = (slice(0, 2 * batch),) if self.batched else halves
-        if self.shares:
-            opened = self.tower.open_both(*self.split(x), self.time[step], self.rows)
-            done = [
-                self.tower.read_out(
-                    opened[rows], self.rows.slice(rows), None if self.merged else self.lengths[rows],
-                    self.video_size[0], want_video, self.key.action_moves, first=1,
-                )
-                for rows in groups
-            ]  # fmt: skip
-        else:
-            done = [
-                self._forward(x.repeat(2, 1) if self.batched else x, step, rows, want_video)
-                for rows in groups
-            ]
-        if not self.batched:
-            return done
-        ((video, action),) = done
-        return [
-            (None if video is None else video[half], None if action is None else action[half])
-            for half in halves
-        ]
 
     def _exchange(
         self, own: tuple[Tensor | None, Tensor | None]

@@ -78,13 +78,12 @@ class Engine:
                 "a graph cannot slice at the prompt's length", seen="attention=sliced with graphs",
                 expected="merged", fix="--attention merged, or --no-graphs",
             )  # fmt: skip
-        self.shares = options.share_first_layer and not options.compile  # it is no call of a compiled layer
         self.ranks = Ranks(network.device) if options.cfg_parallel else None
         self.calls = Calls(self._make, capture, options.max_calls)
         self._staged: tuple[Tensor, Tensor, Picture] | None = None  # (what encode returned, frames, size)
 
     def _make(self, key: CallKey) -> Call:
-        return Call(key, self.tower, self.vae, self.batched, self.merged, self.shares, self.ranks)
+        return Call(key, self.tower, self.vae, self.batched, self.merged, self.ranks)
 
     @torch.no_grad()
     def encode(self, frames: np.ndarray, fit: Fit, latent_frames: int) -> Tensor:
@@ -169,7 +168,6 @@ class Engine:
         return {
             "branches": "parallel" if self.ranks else "batched" if self.batched else "split",
             "attention": "merged" if self.merged else "blocked" if self.blocked else "sliced",
-            "first_layer": "shared" if self.shares and not self.ranks else "per branch",
             "graphs": self.stages,
             "compiled": self.options.compile,
             "quantized": self.options.quantize,

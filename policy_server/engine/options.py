@@ -24,8 +24,6 @@ class EngineOptions:
     # every prompt of its bucket. blocked: sliced, by oneDNN, for fp32 on one CPU thread.
     # auto: merged where graphs are captured, else blocked where it fits, else sliced.
     attention: Attention = "auto"
-    # The first layer's projections and generation's attention to itself, once for both guidance branches.
-    share_first_layer: bool = True
     graphs: bool = True  # capture whole calls, on CUDA; nothing on a CPU
     max_calls: int = 8  # shapes with buffers (and graphs) of their own; the next ones run without
     compile: bool = False  # torch.compile of the decoder layer; a minute at start

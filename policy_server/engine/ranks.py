@@ -56,6 +56,7 @@ class Ranks:
         try:
             collective()
         except RuntimeError as error:  # torch.distributed raises nothing narrower when a peer is gone
+            self.close()  # its threads, left to the interpreter's end, may abort the process
             raise RankLost(
                 f"rank {1 - self.rank} is gone: exchanging {what} failed ({str(error).splitlines()[0]})"
             ) from error

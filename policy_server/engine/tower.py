@@ -9,14 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wamserve.policy_server.engine.attention import (
-    attend_blocked,
-    attend_merged,
-    attend_own,
-    attend_sliced,
-    masked,
-    merge,
-)
+from wamserve.policy_server.engine.attention import attend_blocked, attend_merged, attend_sliced
 from wamserve.policy_server.world_model.attention import MoTAttention, RMSNorm
 from wamserve.policy_server.world_model.network import MLP, DecoderLayer, WorldModel
 
@@ -75,10 +68,6 @@ def exact(linear: nn.Linear, onednn: bool) -> nn.Module:
     return OneDNNLinear(linear) if onednn and OneDNNLinear.fits(linear) else linear
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return rotate_into(torch.empty_like(x, memory_format=torch.contiguous_format), x, cos, sin)
-
-
 def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates head vectors x [R, heads, N, D] by half tables [R, 1, N, D / 2] straight into `out`."""
     half = x.shape[-1] // 2
@@ -130,44 +119,21 @@ class EngineLayer(nn.Module):
         self, x: Tensor, rows: Rows, index: int, lengths: Sequence[int] | None, keep: slice
     ) -> Tensor:
         """x [R, N, H] -> the tokens in `keep`. `lengths` None: attention takes them from `rows.bias`."""
-        query, key, value = self.project(x, keep)
+        query_heads, key_heads = self.heads
+        split = self.qkv(rms_norm(x, self.norm_in)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        query, key, value = split.split((query_heads, key_heads, key_heads), dim=1)
         keys, values = rows.keys[index], rows.values[index]
-        rotate_into(keys[:, :, rows.bucket :], key, rows.cos, rows.sin)
+        rotate_into(keys[:, :, rows.bucket :], rms_norm(key, self.norm_k), rows.cos, rows.sin)
         values[:, :, rows.bucket :].copy_(value)
-        turned = rotated(query, rows.cos[:, :, keep], rows.sin[:, :, keep])
+        query = rms_norm(query[:, :, keep], self.norm_q)
+        turned = torch.empty_like(query)
+        rotate_into(turned, query, rows.cos[:, :, keep], rows.sin[:, :, keep])
         if lengths is None:
             attended = attend_merged(turned, keys, values, rows.bucket, rows.bias)
         else:
             attend = attend_blocked if self.blocked else attend_sliced
             attended = attend(turned, keys, values, rows.bucket, lengths)
-        return self.finish(x[:, keep], attended)
-
-    def for_both(self, x: Tensor, rows: Rows, index: int) -> Tensor:
-        """Tokens x [B, N, H] that do not know a prompt yet, under the prompts of both guidance branches ->
-        [2 B, N, H]. What generation makes of itself is computed once.
-
-        The branches' positions differ by the length of their prompts, and attention sees only differences of
-        positions: equal up to the rounding of the rotary tables.
-        """
-        query, key, value = self.project(x, slice(None))
-        cos, sin = rows.cos[: len(x)], rows.sin[: len(x)]
-        own, own_lse = attend_own(rotated(query, cos, sin), rotated(key, cos, sin), value, self.blocked)
-        turned = rotated(query.repeat(2, 1, 1, 1), rows.cos, rows.sin)
-        keys, values = rows.keys[index, :, :, : rows.bucket], rows.values[index, :, :, : rows.bucket]
-        text, text_lse = masked(turned, keys, values, rows.bias)
-        attended = merge(own.repeat(2, 1, 1, 1), own_lse.repeat(2, 1, 1), text, text_lse)
-        return self.finish(x.repeat(2, 1, 1), attended)
-
-    def project(self, x: Tensor, keep: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """x [R, N, H] -> normed query [R, heads, tokens in `keep`, D], normed key and value of all tokens."""
-        query_heads, key_heads = self.heads
-        split = self.qkv(rms_norm(x, self.norm_in)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        query, key, value = split.split((query_heads, key_heads, key_heads), dim=1)
-        return rms_norm(query[:, :, keep], self.norm_q), rms_norm(key, self.norm_k), value
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x [R, N, H] and attended [R, heads, N, D] of the same tokens -> the layer's output."""
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        x = x[:, keep] + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.feed_forward(rms_norm(x, self.norm_post))
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -204,18 +170,6 @@ class Tower(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         """video [R, Nv, patch features] and action [R, Ta, action_dim] tokens, time [H] -> their velocities,
         given rows not yet zeroed. The last layer computes only tokens that are wanted: no later one looks."""
-        x = self.embed(video, action, time, rows)
-        return self.read_out(x, rows, lengths, video.shape[1], want_video, want_action, first=0)
-
-    def open_both(self, video: Tensor, action: Tensor, time: Tensor, rows: Rows) -> Tensor:
-        """Tokens [B, ...] of one state -> [2 B, N, H] behind the first layer, for `read_out` from layer 1."""
-        x = self.embed(video, action, time, rows.slice(slice(0, len(video))))
-        first = self.layers[0]
-        assert isinstance(first, EngineLayer)
-        return first.for_both(x, rows, 0)
-
-    def embed(self, video: Tensor, action: Tensor, time: Tensor, rows: Rows) -> Tensor:
-        """Generation tokens [R, N, H]; the time embedding goes to noisy ones only."""
         network = self.network[0]
         tokens = torch.cat(
             [
@@ -224,26 +178,13 @@ class Tower(nn.Module):
             ],
             dim=1,
         )
-        return torch.addcmul(tokens, rows.noisy, time)
-
-    def read_out(
-        self,
-        x: Tensor,
-        rows: Rows,
-        lengths: Sequence[int] | None,
-        split: int,
-        want_video: bool,
-        want_action: bool,
-        first: int,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The layers from `first` on and the heads: x [R, N, H], of which `split` are video tokens."""
-        network = self.network[0]
+        x = torch.addcmul(tokens, rows.noisy, time)
+        split = video.shape[1]
         final = slice(0 if want_video else split, None if want_action else split)
-        for index in range(first, len(self.layers)):
+        for index, layer in enumerate(self.layers):
             keep = final if index == len(self.layers) - 1 else slice(None)
-            x = self.layers[index](x, rows, index, lengths, keep)
+            x = layer(x, rows, index, lengths, keep)
         x = rms_norm(x, network.norm_moe_gen)
         v_video = network.proj_out(x[:, :split]) if want_video else None
-        actions = rows.noisy.shape[1] - split
-        v_action = network.action_proj_out(x[:, -actions:], rows.domain) if want_action else None
+        v_action = network.action_proj_out(x[:, -action.shape[1] :], rows.domain) if want_action else None
         return v_video, v_action

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,22 +81,22 @@ def versus(
     network = load_network(checkpoint, place, kind, lambda *_: None)
     theirs = Theirs(checkpoint, network, shapes)
     vae = load_vae(checkpoint, place, kind)
-    ours = _engine(checkpoint, place, kind, options or {}, shapes)
-    others: dict[str, Ours] = {}
-    if with_plain:
-        others["plain"] = Ours(checkpoint, network, vae, Plain(vae, place), shapes)
-        if shapes.guidance != 1.0:
-            twice = {**(options or {}), "share_first_layer": False}
-            others["engine, first layer twice"] = _engine(checkpoint, place, kind, twice, shapes)
+    plain = Ours(checkpoint, network, vae, Plain(vae, place), shapes)
+    engine_network = load_network(checkpoint, place, kind, lambda *_: None)
+    engine_vae = load_vae(checkpoint, place, kind)
+    engine = Engine(engine_network, engine_vae, EngineOptions(**(options or {})))
+    ours = Ours(checkpoint, engine_network, engine_vae, engine, shapes)
     full, own = Guidance(shapes.guidance), Guidance(shapes.guidance, shapes.interval)
     calls: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"diffusers": theirs}
-    for name, other in others.items():
-        calls[name] = partial(other, guidance=full)
-    calls["engine"] = partial(ours, guidance=full)
+    if with_plain:
+        calls["plain"] = lambda picture, seed: plain(picture, seed, full)
+    calls["engine"] = lambda picture, seed: ours(picture, seed, full)
     if own != full:
-        calls["engine, guidance interval"] = partial(ours, guidance=own)
+        calls["engine, guidance interval"] = lambda picture, seed: ours(picture, seed, own)
     if shapes.lead:
-        calls[f"engine, with {' and '.join(shapes.lead)}"] = partial(ours, guidance=own, lead=True)
+        calls[f"engine, with {' and '.join(shapes.lead)}"] = lambda picture, seed: ours(
+            picture, seed, own, lead=True
+        )
     for call in calls.values():  # what happens once in a process counts for none of them
         call(shapes.pixels(0), 0)
     spent: dict[str, list[float]] = {name: [] for name in calls}
@@ -114,7 +113,7 @@ def versus(
             if name == "diffusers":
                 pair = (theirs.encode_s, theirs.transformer_s)
             else:
-                source = others.get(name, ours)
+                source = plain if name == "plain" else ours
                 pair = (source.encode_s, source.denoise_s)
             for part, seconds in zip(("encode", "transformer"), pair, strict=True):
                 parts.setdefault(f"{name}: {part}", []).append(seconds)
@@ -140,20 +139,8 @@ def versus(
         "less_cpu_than_diffusers": {n: median_cpu["diffusers"] / s for n, s in median_cpu.items()},
         "max_action_difference": worst,
         "max_action": largest,
-        "engine": ours.runner.report() if isinstance(ours.runner, Engine) else {},
+        "engine": engine.report(),
     }
-
-
-def _engine(
-    checkpoint: Checkpoint,
-    place: torch.device,
-    kind: torch.dtype,
-    options: Mapping[str, Any],
-    shapes: CallShapes,
-) -> Ours:
-    network = load_network(checkpoint, place, kind, lambda *_: None)
-    vae = load_vae(checkpoint, place, kind)
-    return Ours(checkpoint, network, vae, Engine(network, vae, EngineOptions(**options)), shapes)
 
 
 def print_versus(found: Mapping[str, Any]) -> None:

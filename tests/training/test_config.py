@@ -19,6 +19,7 @@ GOOD = {"start": "s", "out": "o", "steps": 1, "batch": 1, "data": [{"prepared": 
         ({"data": [{"prepared": "p", "weight": 0}]}, "needs data of positive weight"),
         ({"objective": {"modes": {"polcy": 1.0}}}, "unknown modes; seen: polcy; expected: policy, fd, id"),
         ({"objective": {"modes": {"fd": 0.0}}}, "positive sum"),
+        ({"objective": {"modes": {"fd": float("nan")}}}, "finite weights"),
         ({"objective": {"modes": {"fd": "x"}}}, "objective.modes.fd: wrong type"),
         ({"data": [{"prepared": "p", "modes": "fd"}]}, "wrong type; seen: 'fd'; expected: a table"),
         ({"data": [{"prepared": "p", "modes": {"fdx": 1.0}}]}, "unknown modes; seen: fdx"),

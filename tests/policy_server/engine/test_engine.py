@@ -40,18 +40,6 @@ def test_every_way_to_run_a_call_equals_the_plain_path(network, compare, branche
     assert worst(plain, got) < EXACT and got.forwards == plain.forwards
 
 
-@pytest.mark.parametrize("branches", ["batched", "split"])
-@pytest.mark.parametrize("attention", ["sliced", "blocked", "merged"])
-def test_a_first_layer_of_both_branches_equals_one_each(network, compare, branches, attention):
-    plans = [make_plan(), make_plan(frozen=3), make_plan(domain=4, raw_action_dim=10)]
-    switches = {"branches": branches, "attention": attention}
-    plain, shared, engine = compare(network, plans, (20, 90, 7), **switches)
-    _, each, other = compare(network, plans, (20, 90, 7), share_first_layer=False, **switches)
-    assert (engine.report()["first_layer"], other.report()["first_layer"]) == ("shared", "per branch")
-    assert worst(plain, each) < EXACT and worst(plain, shared) < EXACT
-    assert not torch.equal(each.actions, shared.actions), "rounding at least must tell the two apart"
-
-
 @pytest.mark.parametrize("mode", ["policy", "fd", "id"])
 def test_every_mode_equals_the_plain_path(network, compare, mode):
     plain, got, _ = compare(network, [make_plan(mode)], guidance=Guidance(1.0), steps=6)
