@@ -207,7 +207,7 @@ def make_table(recipe: ModesRecipe, place: Place) -> Table:
             f"{len(recipe.seeds)} seeds, {', '.join(map(str, recipe.seeds))}; checkpoints of one seed share"
             " their start. Means with 95 % Student t intervals over seeds; the difference is paired by seed.",
             f"Equal samples per mode: single-mode {recipe.steps} steps of {recipe.batch} samples, joint"
-            f" {recipe.steps_of(JOINT)} steps, where each sample's mode is drawn with equal chances.",
+            f" {recipe.steps_of(JOINT)} steps, where each step's mode is drawn with equal chances.",
             f"Learned from {recipe.demonstrations} demonstrations. FD, ID and open loop: {count} clips of"
             f" {recipe.held_out} undisturbed episodes that no training saw; frame 0 does not count;"
             f" {recipe.dynamics_steps} denoiser steps for dynamics; k = {recipe.samples} sampled chunks.",

@@ -76,10 +76,7 @@ class ModesRecipe:
         return self.demonstrations + self.held_out
 
     def objective(self, kind: str) -> Objective:
-        """What a checkpoint learns. Equal weights: each mode gets a third of the joint one's samples.
-
-        The share is that of the draw, sample by sample; `loop.samples_by_mode` counts what it came to.
-        """
+        """What a checkpoint learns."""
         return Objective(modes=dict.fromkeys(modes_of(kind), 1.0), text_dropout=0.0)
 
     def steps_of(self, kind: str) -> int:
@@ -174,14 +171,19 @@ def cells_of(recipe: ModesRecipe) -> list[Cell]:
 
 
 def train_config(recipe: ModesRecipe, place: Place, cell: Cell) -> TrainConfig:
-    """`wam train`'s configuration of one checkpoint. Only modes and steps differ within a seed."""
+    """`wam train`'s configuration of one checkpoint. Only modes and steps differ within a seed.
+
+    Each step learns one mode, drawn with equal chances: in a batch of all three the errors of actions would
+    swamp the gradient of the video. `loop.samples_by_mode` counts what the draws came to.
+    """
     steps = recipe.steps_of(cell.kind)
+    prepared = str(place.prepared)
     return TrainConfig(
         start=str(place.start(cell.seed)),
         out=str(place.training(cell)),
         steps=steps,
         batch=recipe.batch,
-        data=(Data(str(place.prepared)),),
+        data=tuple(Data(prepared, modes={mode: 1.0}) for mode in cell.modes),
         objective=recipe.objective(cell.kind),
         optimizer=Optimizer(
             learning_rate=recipe.learning_rate, warmup=min(200, max(1, recipe.steps // 10)), ema_decay=0.998
