@@ -45,7 +45,7 @@ from wamserve.training.prepare import load_vae, prepare
 from wamserve.training.record import clips_of_dataset, instructions_of, record_demonstrations, source_episodes
 from wamserve.training.small import frame_of, start_small
 from wamserve.training.stages import Log, Stages
-from wamserve.training.vae import train_vae
+from wamserve.training.vae import VaeRecipe, train_vae
 
 
 def compare_modes(recipe: ModesRecipe, out: Path, workers: int, log: Log) -> Table:
@@ -79,12 +79,15 @@ def _make_ground(recipe: ModesRecipe, place: Place, stages: Stages, workers: int
     record(place.demonstrations, recipe.demonstrations, 0, None)
     # Without pushes: an expert asked for them would have given other commands.
     record(place.held_out, recipe.held_out, recipe.first_held_out, 0.0)
-    stages.run(
-        "vae",
-        lambda tell: train_vae(
-            recipe.vae, [clips_of_dataset(contract, place.demonstrations)], place.vae, tell
-        ),
-    )
+
+    def train_on_demonstrations(folder: Path, vae: VaeRecipe) -> None:
+        stages.run(
+            folder.name,
+            lambda tell: train_vae(vae, [clips_of_dataset(contract, place.demonstrations)], folder, tell),
+        )
+
+    train_on_demonstrations(place.encoder, recipe.vae)
+    train_on_demonstrations(place.vae, recipe.decoder(place.encoder))
     stages.run(
         "prepared",
         lambda tell: prepare(
@@ -200,7 +203,7 @@ def make_table(recipe: ModesRecipe, place: Place) -> Table:
     rows = read_rows(place, recipe.seeds)
     vae = json.loads(place.report(None, "vae").read_text())
     count = vae["clips"]
-    shared = ("demonstrations", "held_out", "vae", "prepared", "baselines")
+    shared = ("demonstrations", "held_out", "encoder", "vae", "prepared", "baselines")
     return Table(
         title="Single-mode against joint training: PushT at 64 px",
         notes=(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from wamserve.action_codec.errors import WamError
@@ -32,6 +32,7 @@ class ModesRecipe:
     held_out: int = 16  # undisturbed episodes of other starts, to score dynamics and open-loop actions on
     starts: int = 40  # of the closed loop, other ones again
     vae: VaeRecipe = field(default_factory=lambda: VaeRecipe(steps=3000, clip_frames=(1, 5, 9, 17), full=0.0))
+    decoder_steps: int = 3000  # of its decoder alone afterwards, on what PSNR measures
     hop: int = 2  # rows between the starts of training windows
     hidden: int = 192  # network's width
     layers: int = 4
@@ -75,6 +76,15 @@ class ModesRecipe:
         """... then the closed loop's."""
         return self.demonstrations + self.held_out
 
+    def decoder(self, vae: Path) -> VaeRecipe:
+        """Of the VAE's second stage: the first weighs small objects, for the sake of the latents; this one every
+        pixel alike, on clips of more than one frame."""
+        clips = tuple(frames for frames in self.vae.clip_frames if frames > 1) or self.vae.clip_frames
+        return replace(
+            self.vae, start=str(vae), decoder_only=True, steps=self.decoder_steps, clip_frames=clips,
+            rare=0.4, rarest=1.0, square_weight=20.0,
+        )  # fmt: skip
+
     def objective(self, kind: str) -> Objective:
         """What a checkpoint learns."""
         return Objective(modes=dict.fromkeys(modes_of(kind), 1.0), text_dropout=0.0)
@@ -89,6 +99,7 @@ QUICK = ModesRecipe(
     held_out=2,
     starts=2,
     vae=VaeRecipe(base_dim=8, steps=20, batch=4, clip_frames=(1, 5, 9), full=0.0),
+    decoder_steps=10,
     hop=16,
     hidden=64,
     layers=2,
@@ -133,6 +144,11 @@ class Place:
     @property
     def held_out(self) -> Path:
         return self.out / "held_out"
+
+    @property
+    def encoder(self) -> Path:
+        """The VAE after its first stage."""
+        return self.out / "encoder"
 
     @property
     def vae(self) -> Path:

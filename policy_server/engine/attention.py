@@ -5,14 +5,19 @@ The prompt is right-aligned: its tokens end where generation's begin, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wamserve.policy_server.engine.lanes import Lanes
+
+SHORT = 2048  # queries; with fewer, several lanes take longer than torch's kernel with all threads
 BLOCK = 192  # queries; with 3200 keys their fp32 scores take 2.5 MB
+# (query, keys, values, bucket, prompt lengths) -> attended
+Attend = Callable[[Tensor, Tensor, Tensor, int, Sequence[int]], Tensor]
 MASKED = -3e4  # a bias that exp turns into exactly 0 in every dtype, finite in fp16 too
 
 
@@ -37,27 +42,31 @@ def attend_sliced(query: Tensor, keys: Tensor, values: Tensor, bucket: int, leng
 
 
 def attend_blocked(
-    query: Tensor, keys: Tensor, values: Tensor, bucket: int, lengths: Sequence[int]
+    query: Tensor, keys: Tensor, values: Tensor, bucket: int, lengths: Sequence[int], lanes: Lanes
 ) -> Tensor:
-    """`attend_sliced` for fp32 on one CPU thread, by oneDNN's matrix products: exact up to rounding.
+    """`attend_sliced` for fp32 on a CPU, by oneDNN's matrix products: exact up to rounding.
 
     torch's flash kernel calls MKL for its products, which is half as fast on AMD. Blocks of queries keep the
-    scores in cache. With more threads the short products spend their time at barriers.
+    scores in cache. A head is one thread's: threads that share a product this short mostly wait.
     """
     rows, heads, tokens, size = query.shape
+    if lanes.count > 1 and tokens < SHORT:
+        return attend_sliced(query, keys, values, bucket, lengths)
     group = heads // keys.shape[1]
     product = torch.ops.mkldnn._linear_pointwise
     out = torch.empty(rows, heads, tokens, size)
-    for row, length in enumerate(lengths):
-        for head in range(keys.shape[1]):
-            key = keys[row, head, bucket - length :] * size**-0.5
-            value = values[row, head, bucket - length :].t().contiguous()
-            for mine in range(head * group, (head + 1) * group):
-                for block in range(0, tokens, BLOCK):
-                    span = (row, mine, slice(block, block + BLOCK))
-                    scores = product(query[span], key, None, "none", [], "")
-                    torch.softmax(scores, dim=-1, out=scores)  # in place: a second block is not in cache
-                    out[span] = product(scores, value, None, "none", [], "")
+
+    def attend(at: tuple[int, int]) -> None:
+        row, head = at
+        key = keys[row, head // group, bucket - lengths[row] :] * size**-0.5
+        value = values[row, head // group, bucket - lengths[row] :].t().contiguous()
+        for block in range(0, tokens, BLOCK):
+            span = (row, head, slice(block, block + BLOCK))
+            scores = product(query[span], key, None, "none", [], "")
+            torch.softmax(scores, dim=-1, out=scores)  # in place: a second block is not in cache
+            out[span] = product(scores, value, None, "none", [], "")
+
+    lanes.each(attend, [(row, head) for row in range(rows) for head in range(heads)])
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from wamserve.action_codec.errors import RequestError
 from wamserve.embodiments.canvas import Fit
+from wamserve.policy_server.engine.attention import attend_blocked
 from wamserve.policy_server.engine.call import Call
 from wamserve.policy_server.engine.calls import Calls, Capture, capture_cuda_graph
 from wamserve.policy_server.engine.key import CallKey, Picture
+from wamserve.policy_server.engine.lanes import Lanes
 from wamserve.policy_server.engine.options import EngineOptions
 from wamserve.policy_server.engine.quantize import quantize_fp8, quantize_int8
 from wamserve.policy_server.engine.ranks import Ranks
@@ -63,16 +66,21 @@ class Engine:
                 layer.compile(dynamic=False)
         self.batched = options.branches == "batched" or (options.branches == "auto" and cuda)
         self.merged = options.attention == "merged" or (options.attention == "auto" and self.stages)
-        fits = not cuda and network.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        fits = not (cuda or options.compile) and torch.backends.mkldnn.is_available()
+        fits = fits and network.dtype == torch.float32
         if options.attention == "blocked" and not fits:
             raise RequestError(
-                "blocked attention is for fp32 on a CPU", seen=f"{network.dtype} on {network.device}",
-                expected="sliced",
+                "blocked attention is for fp32 on a CPU, without compile",
+                seen=f"{network.dtype} on {network.device}, compile={options.compile}", expected="sliced",
             )  # fmt: skip
-        alone = fits and torch.get_num_threads() == 1 and not options.compile
-        self.blocked = options.attention == "blocked" or (options.attention == "auto" and alone)
-        for layer in self.tower.layers:
-            layer.blocked = self.blocked  # type: ignore[assignment]
+        pays = (
+            fits and torch.get_num_threads() <= network.config.num_attention_heads
+        )  # a head is one thread's
+        self.blocked = options.attention == "blocked" or (options.attention == "auto" and pays)
+        if self.blocked:
+            attend = partial(attend_blocked, lanes=Lanes())
+            for layer in self.tower.layers:
+                layer.attend = attend  # type: ignore[assignment]
         if self.stages and not self.merged:
             raise RequestError(
                 "a graph cannot slice at the prompt's length", seen="attention=sliced with graphs",

@@ -21,7 +21,7 @@ class EngineOptions:
     branches: Branches = "auto"
     # sliced: one attention over [prompt; generation], cut at the prompt's length, which is read on the host.
     # merged: two attentions joined by their log-sum-exp; the length is data on the device, so a graph serves
-    # every prompt of its bucket. blocked: sliced, by oneDNN, for fp32 on one CPU thread.
+    # every prompt of its bucket. blocked: sliced, by oneDNN, a head on each thread, for fp32 on a CPU.
     # auto: merged where graphs are captured, else blocked where it fits, else sliced.
     attention: Attention = "auto"
     graphs: bool = True  # capture whole calls, on CUDA; nothing on a CPU

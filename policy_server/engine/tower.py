@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wamserve.policy_server.engine.attention import attend_blocked, attend_merged, attend_sliced
+from wamserve.policy_server.engine.attention import Attend, attend_merged, attend_sliced
 from wamserve.policy_server.world_model.attention import MoTAttention, RMSNorm
 from wamserve.policy_server.world_model.network import MLP, DecoderLayer, WorldModel
 
@@ -108,7 +108,7 @@ class EngineLayer(nn.Module):
         self.qkv = exact(fused([attention.add_q_proj, attention.add_k_proj, attention.add_v_proj]), onednn)
         self.out = exact(attention.to_add_out, onednn)
         self.norm_q, self.norm_k = attention.norm_added_q, attention.norm_added_k
-        self.blocked = False  # attention by oneDNN
+        self.attend: Attend = attend_sliced
         self.gated = mlp.gate_proj is not None
         self.up = exact(mlp.up_proj if mlp.gate_proj is None else fused([mlp.gate_proj, mlp.up_proj]), onednn)
         self.down = exact(mlp.down_proj, onednn)
@@ -131,8 +131,7 @@ class EngineLayer(nn.Module):
         if lengths is None:
             attended = attend_merged(turned, keys, values, rows.bucket, rows.bias)
         else:
-            attend = attend_blocked if self.blocked else attend_sliced
-            attended = attend(turned, keys, values, rows.bucket, lengths)
+            attended = self.attend(turned, keys, values, rows.bucket, lengths)
         x = x[:, keep] + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.feed_forward(rms_norm(x, self.norm_post))
 
