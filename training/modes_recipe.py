@@ -77,8 +77,8 @@ class ModesRecipe:
         return self.demonstrations + self.held_out
 
     def decoder(self, vae: Path) -> VaeRecipe:
-        """Of the VAE's second stage: the first weighs small objects, for the sake of the latents; this one every
-        pixel alike, on clips of more than one frame."""
+        """Of the VAE's second stage. The first weighs small objects, for the sake of the latents; this one
+        every pixel alike, on clips of more than one frame."""
         clips = tuple(frames for frames in self.vae.clip_frames if frames > 1) or self.vae.clip_frames
         return replace(
             self.vae, start=str(vae), decoder_only=True, steps=self.decoder_steps, clip_frames=clips,
