@@ -44,6 +44,7 @@ def bench(
     engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = EngineOptions(),  # noqa: B008
     plain: bool = False,
     diffusers: int = 0,
+    profile: bool = False,
     out: Path = Path("bench.json"),
 ) -> int:
     """Measure a policy through its server: p50, p95 and p99 of each layer, forwards, memory, roofline.
@@ -62,6 +63,7 @@ def bench(
         steps: Another number of steps than the card's.
         plain: Measure the plain path, not the engine.
         diffusers: Calls to measure beside diffusers' pipeline, in turns, where it is installed; 0 is none.
+        profile: Print the kernels of a forward and the launches of a call too, by torch's profiler.
         out: JSON file for every number.
     """
     from wamserve.action_codec.errors import CheckpointError
@@ -96,6 +98,9 @@ def bench(
             switches = dataclasses.asdict(engine)
             found["versus"] = versus(Path(checkpoint), shapes, diffusers, device, dtype, switches)
             print_versus(found["versus"])
+        if profile:
+            alone = dataclasses.asdict(dataclasses.replace(engine, cfg_parallel=False))  # one rank's work
+            found["kernels"] = _kernels(checkpoint, {**options, "engine": alone}, requests)
     _show(found)
     out.write_text(json.dumps(found, indent=1) + "\n")
     print(_row(found))
@@ -200,6 +205,19 @@ def _through_server(
     host = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return {"layers_ms": percentiles, "rounds": len(spent["model"]), "forwards": forwards,
             "cold_start_s": cold_s, "gpu_bytes": gpu, "host_peak_bytes": host}  # fmt: skip
+
+
+def _kernels(checkpoint: str, options: dict[str, Any], requests: list[Any]) -> dict[str, Any]:
+    """A warm call's kernels, in this process."""
+    from wamserve.policy_server.engine.kernels import kernel_table
+    from wamserve.policy_server.load import load_policy
+
+    policy = load_policy(checkpoint, **options)
+    for request in requests[:2]:
+        forwards = policy.infer(request).ledger.forwards
+    table = kernel_table(policy.network.device, forwards, lambda: policy.infer(requests[-1]))
+    print("\n".join([*table.lines(), ""]))
+    return dataclasses.asdict(table)
 
 
 def _ready(server: subprocess.Popen[str]) -> str:
