@@ -26,10 +26,9 @@ RANDOM_FACTORY = "wamserve.policy_server.load:random_policy"
 
 
 def default_checkpoint() -> Path | None:
-    """The small model the project ships; None where this installation has none."""
-    shipped = Path(__file__).resolve().parents[1] / "checkpoints"
-    cards = sorted(shipped.glob("*/model_index.json"))
-    return cards[0].parent if cards else None
+    """The small Panda model the project ships; None where this installation has none."""
+    folder = Path(__file__).resolve().parents[1] / "checkpoints" / "panda-small"
+    return folder if (folder / "model_index.json").is_file() else None
 
 
 def serve(

@@ -42,6 +42,7 @@ from wamserve.training.modes_recipe import (
 )
 from wamserve.training.modes_table import Cost, Table, read_rows, write_table
 from wamserve.training.prepare import load_vae, prepare
+from wamserve.training.prepared import HOLD_OUT
 from wamserve.training.record import clips_of_dataset, instructions_of, record_demonstrations, source_episodes
 from wamserve.training.small import frame_of, start_small
 from wamserve.training.stages import Log, Stages
@@ -208,11 +209,13 @@ def make_table(recipe: ModesRecipe, place: Place) -> Table:
         title="Single-mode against joint training: PushT at 64 px",
         notes=(
             f"{len(recipe.seeds)} seeds, {', '.join(map(str, recipe.seeds))}; checkpoints of one seed share"
-            " their start. Means with 95 % Student t intervals over seeds; the difference is paired by seed.",
+            " their start. Means with 95 % Student t intervals over seeds; the difference is paired by seed."
+            " Each row is tested by itself: of twenty that do not differ, one would seem to.",
             f"Equal samples per mode: single-mode {recipe.steps} steps of {recipe.batch} samples, joint"
             f" {recipe.steps_of(JOINT)} steps, where each step's mode is drawn with equal chances.",
-            f"Learned from {recipe.demonstrations} demonstrations. FD, ID and open loop: {count} clips of"
-            f" {recipe.held_out} undisturbed episodes that no training saw; frame 0 does not count;"
+            f"{recipe.demonstrations} demonstrations were recorded; failures and every {HOLD_OUT}th are not learned"
+            f" from. FD, ID and open loop: {count} clips of {recipe.held_out} undisturbed episodes that no training"
+            f" saw; frame 0 does not count;"
             f" {recipe.dynamics_steps} denoiser steps for dynamics; k = {recipe.samples} sampled chunks.",
             f"Closed loop: {recipe.starts} further starts, {recipe.max_steps} control steps at most, a new"
             f" chunk every {recipe.replan}.",
