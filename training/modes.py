@@ -213,8 +213,8 @@ def make_table(recipe: ModesRecipe, place: Place) -> Table:
             " Each row is tested by itself: of twenty that do not differ, one would seem to.",
             f"Equal samples per mode: single-mode {recipe.steps} steps of {recipe.batch} samples, joint"
             f" {recipe.steps_of(JOINT)} steps, where each step's mode is drawn with equal chances.",
-            f"{recipe.demonstrations} demonstrations were recorded; failures and every {HOLD_OUT}th are not learned"
-            f" from. FD, ID and open loop: {count} clips of {recipe.held_out} undisturbed episodes that no training"
+            f"{recipe.demonstrations} demonstrations; failures and every {HOLD_OUT}th are not learned from."
+            f" FD, ID and open loop: {count} clips of {recipe.held_out} undisturbed episodes that no training"
             f" saw; frame 0 does not count;"
             f" {recipe.dynamics_steps} denoiser steps for dynamics; k = {recipe.samples} sampled chunks.",
             f"Closed loop: {recipe.starts} further starts, {recipe.max_steps} control steps at most, a new"
