@@ -54,6 +54,15 @@ class OneDNNLinear(nn.Module):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return out
 
+    def swiglu(self, x: Tensor) -> Tensor:
+        """silu(x Wg^T + bg) * (x Wu^T + bu) of a fused [gate; up]: the products' kernels do the rest as they
+        write their results."""
+        gate, up = self.weight.chunk(2)
+        gate_bias, up_bias = (None, None) if self.bias is None else self.bias.chunk(2)
+        product = torch.ops.mkldnn._linear_pointwise
+        out: Tensor = product.binary(x, product(x, gate, gate_bias, "swish", [], ""), up, up_bias, "mul")
+        return out
+
     @staticmethod
     def fits(linear: nn.Linear) -> bool:
         return (
@@ -136,6 +145,8 @@ class EngineLayer(nn.Module):
         return x + self.feed_forward(rms_norm(x, self.norm_post))
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        if self.gated and isinstance(self.up, OneDNNLinear):
+            return self.down(self.up.swiglu(x))
         wide = self.up(x)
         if not self.gated:
             return self.down(F.relu(wide).square())
