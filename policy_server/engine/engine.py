@@ -66,16 +66,18 @@ class Engine:
                 layer.compile(dynamic=False)
         self.batched = options.branches == "batched" or (options.branches == "auto" and cuda)
         self.merged = options.attention == "merged" or (options.attention == "auto" and self.stages)
-        fits = not (cuda or options.compile) and torch.backends.mkldnn.is_available()
-        fits = fits and network.dtype == torch.float32
+        fits = (
+            not (cuda or options.compile)
+            and network.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+        )
         if options.attention == "blocked" and not fits:
             raise RequestError(
                 "blocked attention is for fp32 on a CPU, without compile",
                 seen=f"{network.dtype} on {network.device}, compile={options.compile}", expected="sliced",
             )  # fmt: skip
-        pays = (
-            fits and torch.get_num_threads() <= network.config.num_attention_heads
-        )  # a head is one thread's
+        # A head is one thread's.
+        pays = fits and torch.get_num_threads() <= network.config.num_attention_heads
         self.blocked = options.attention == "blocked" or (options.attention == "auto" and pays)
         if self.blocked:
             attend = partial(attend_blocked, lanes=Lanes())

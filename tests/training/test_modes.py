@@ -39,6 +39,7 @@ samples = 1
 dynamics_steps = 1
 replan = 16
 max_steps = 4
+decoder_steps = 2
 [vae]
 base_dim = 4
 steps = 2
