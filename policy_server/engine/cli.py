@@ -66,10 +66,15 @@ def bench(
         profile: Print the kernels of a forward and the launches of a call too, by torch's profiler.
         out: JSON file for every number.
     """
-    from wamserve.action_codec.errors import CheckpointError
+    from wamserve.action_codec.errors import CheckpointError, RequestError
     from wamserve.policy_server.load import load_policy
     from wamserve.policy_server.world_model.random_weights import write_random_checkpoint
 
+    if rounds < 1 or warm_up < 0 or diffusers < 0:
+        raise RequestError(
+            "nothing to measure", seen=f"rounds {rounds}, warm_up {warm_up}, diffusers {diffusers}",
+            expected="rounds of 1 or more, the others 0 or more",
+        )  # fmt: skip
     if (checkpoint is None) != random_weights:
         raise CheckpointError(
             "wam bench measures a checkpoint or random weights", seen=checkpoint or "neither",

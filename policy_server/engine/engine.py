@@ -73,8 +73,8 @@ class Engine:
         )
         if options.attention == "blocked" and not fits:
             raise RequestError(
-                "blocked attention is for fp32 on a CPU, without compile",
-                seen=f"{network.dtype} on {network.device}, compile={options.compile}", expected="sliced",
+                "blocked attention is for fp32 on a CPU", seen=f"{network.dtype} on {network.device}",
+                expected="sliced",
             )  # fmt: skip
         # A head is one thread's.
         pays = fits and torch.get_num_threads() <= network.config.num_attention_heads

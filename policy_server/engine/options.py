@@ -40,6 +40,12 @@ class EngineOptions:
                 raise RequestError(
                     f"no engine option {name}={getattr(self, name)!r}", expected=", ".join(get_args(kind))
                 )
+        if self.attention == "blocked" and self.compile:
+            raise RequestError(
+                "the compiler has kernels of its own",
+                seen="attention=blocked with compile",
+                expected="sliced",
+            )
         if self.max_calls < 0 or self.threads < 0:
             raise RequestError(
                 "engine options out of range",
