@@ -43,7 +43,7 @@ REGISTRIES: dict[str, dict[str, int]] = {
     },
     "diffusers": {**_SHARED, "galbot": 9, "agibot_gear_gripper": 15, "agibot_gear_gripper_ext": 15},
     # Ids that neither published registry uses, so that a checkpoint may train both kinds.
-    "wamserve": {"panda_joint": 10, "panda_osc": 11},
+    "wamserve": {"panda_joint": 10, "panda_osc": 11, "pusht_block": 14},
 }
 
 

@@ -82,9 +82,10 @@ def oracle_for(task: str, contract: Embodiment | None, noise: float = 0.0) -> Po
             f"no oracle knows {task}", expected="Lift, Stack, PickPlaceCan, two_cubes, pusht, libero_*"
         )
     if suite == "pusht":
-        from wamserve.sim_eval.oracles.pusht import pusht_planner
+        from wamserve.sim_eval.oracles.pusht import pusht_block, pusht_planner
 
-        return OraclePolicy(pusht_planner, contract, noise)
+        asks_where = contract.model.domain == "pusht_block"
+        return OraclePolicy(pusht_block if asks_where else pusht_planner, contract, noise)
     if suite in ("robosuite", "two_cubes") or suite.startswith("libero"):
         return OraclePolicy(pick_place_planner, contract, noise)
     raise TaskError(f"no oracle knows {task}")

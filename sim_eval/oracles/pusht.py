@@ -15,6 +15,8 @@ from wamserve.action_codec.errors import RequestError
 from wamserve.embodiments.contract import Embodiment
 from wamserve.sim_eval.oracles.pusht_pushes import next_target, ways_between_places
 
+BAR_AND_STEM = (0.0, 15.0), (0.0, 120.0)  # px in the frame of the block's body: middle of the bar, end of the stem
+
 
 @cache
 def physics() -> Physics:
@@ -64,12 +66,24 @@ class Physics:
 
 def pusht_planner(state: dict[str, np.ndarray], contract: Embodiment, rng: np.random.Generator) -> np.ndarray:
     """Rows [chunk, 2] px; `rng` is not used."""
-    if "privileged/bodies" not in state:
-        raise RequestError("the oracle needs privileged state", seen=", ".join(state), expected="bodies")
     world = physics()
-    world.put(np.asarray(state["privileged/bodies"], dtype=np.float64))
+    world.put(_bodies(state))
     rows = []
     for _ in range(contract.wire.chunk):
         rows.append(world.target())
         world.step(rows[-1])
     return np.array(rows)
+
+
+def pusht_block(state: dict[str, np.ndarray], contract: Embodiment, rng: np.random.Generator) -> np.ndarray:
+    """Where the block lies, in every row alike [chunk, 4] px: the middle of its bar, the end of its stem."""
+    world = physics()
+    world.put(_bodies(state))
+    bar, stem = (world.env.block.local_to_world(point) for point in BAR_AND_STEM)
+    return np.tile([*bar, *stem], (contract.wire.chunk, 1))
+
+
+def _bodies(state: dict[str, np.ndarray]) -> np.ndarray:
+    if "privileged/bodies" not in state:
+        raise RequestError("the oracle needs privileged state", seen=", ".join(state), expected="bodies")
+    return np.asarray(state["privileged/bodies"], dtype=np.float64)

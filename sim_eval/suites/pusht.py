@@ -17,7 +17,7 @@ os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 from gym_pusht.envs.pusht import PushTEnv, pymunk_to_shapely
 
-CONTRACTS = ("pusht", "pusht_64")
+CONTRACTS = ("pusht", "pusht_64", "pusht_block")
 INSTRUCTION = "push the T-shaped block onto the T-shaped target"
 MAX_STEPS = 300
 FIELD = 512.0  # px

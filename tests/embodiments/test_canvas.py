@@ -155,6 +155,7 @@ LANDS = {  # contract -> padded frame and content, height x width
     "panda_osc": (192, 320, 160, 320),
     "pusht": (128, 128, 128, 128),
     "pusht_64": (64, 64, 64, 64),
+    "pusht_block": (128, 128, 128, 128),
 }
 
 

@@ -34,6 +34,7 @@ ASKED_FOR = {
     "libero": (5, 10),
     "pusht": (4, 2),
     "pusht_64": (4, 2),
+    "pusht_block": (14, 4),
     "panda_joint": (10, 8),
     "panda_osc": (11, 10),
 }

@@ -45,6 +45,18 @@ def test_the_formulas_know_the_simulators_block(task):
     np.testing.assert_array_equal([corners.min(0), corners.max(0)], [CORNERS.min(0), CORNERS.max(0)])
 
 
+@pytest.mark.parametrize(
+    ("turn", "expected"), [(0.0, [256, 271, 256, 376]), (np.pi / 2, [241, 256, 136, 256])]
+)
+def test_asked_where_the_block_lies_the_oracle_names_its_bar_and_its_stem(turn, expected):
+    """The bar's middle is 15 px from the block's origin, the stem's end 120 px, both along its y."""
+    bodies = np.array([50.0, 60.0, 0, 0, 256, 256, 0, 0, turn, 0])
+    state = {"agent_pos": bodies[:2], "privileged/bodies": bodies}
+    looking = oracle_for(NAME, load("pusht_block"))
+    rows = looking.infer(Request(Observation({}, state, ""), seed=0)).chunk.actions
+    np.testing.assert_allclose(rows, np.tile(expected, (16, 1)), atol=1e-9)
+
+
 @pytest.mark.parametrize("place", range(8))
 def test_a_push_moves_and_turns_the_block_as_the_formula_says(place):
     """Twenty px of the centre of gravity from every place, in pymunk and on paper."""
