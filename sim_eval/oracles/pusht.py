@@ -15,7 +15,7 @@ from wamserve.action_codec.errors import RequestError
 from wamserve.embodiments.contract import Embodiment
 from wamserve.sim_eval.oracles.pusht_pushes import next_target, ways_between_places
 
-BAR_AND_STEM = (0.0, 15.0), (0.0, 120.0)  # px in the frame of the block's body: middle of the bar, end of the stem
+BAR_AND_STEM = (0.0, 15.0), (0.0, 120.0)  # px from the block's origin: the middle of its bar, its stem's end
 
 
 @cache
