@@ -103,8 +103,8 @@ def test_inverse_dynamics_of_the_exact_model_is_zero_and_baselines_are_hand_numb
     # staying at the first target: gaps 0, 2, ... 30 in x, none in y
     assert report.zero_motion.mse_raw == pytest.approx(np.mean((2.0 * np.arange(16)) ** 2) / 2)
     assert report.zero_motion.mse_raw_by_block == {"target": pytest.approx(report.zero_motion.mse_raw)}
-    # pusht's model space is the field: 512 px are 2 units
-    assert report.zero_motion.mse_model == pytest.approx(report.zero_motion.mse_raw / 256**2)
+    # pusht's model space: 64 px are a unit
+    assert report.zero_motion.mse_model == pytest.approx(report.zero_motion.mse_raw / 64**2)
     middle = one.raw.mean(axis=0)
     expected = np.mean([np.mean((clip.raw - middle) ** 2) for clip in clips_of([one])])
     assert report.mean_action.mse_raw == pytest.approx(expected)
