@@ -34,11 +34,12 @@ def test_the_droid_reply_is_raw_joints_and_a_gripper_turned_back():
     np.testing.assert_allclose(DROID.commands_from_model(rows, droid(0.0))[:, :7], 0.5)
 
 
-def test_pusht_targets_are_pixels_outside_and_bounds_inside():
-    codec = RowCodec(load("pusht"))
+@pytest.mark.parametrize(("name", "edge"), [("pusht_64", -1.0), ("pusht", -4.0)])  # 256 px and 64 px a unit
+def test_pusht_targets_are_pixels_outside_and_units_of_its_contract_inside(name, edge):
+    codec = RowCodec(load(name))
     seen = Observation({}, {"agent_pos": np.array([256.0, 0.0], np.float32)}, "")
-    np.testing.assert_allclose(codec.lead_rows(seen), [[0.0, -1.0]], atol=0.01)
-    np.testing.assert_allclose(codec.commands_from_model([[0.0, -1.0]], seen), [[256.0, 0.0]], atol=2.0)
+    np.testing.assert_allclose(codec.lead_rows(seen), [[0.0, edge]], atol=0.01)
+    np.testing.assert_allclose(codec.commands_from_model([[0.0, edge]], seen), [[256.0, 0.0]], atol=2.0)
 
 
 @pytest.mark.parametrize("name", names())
